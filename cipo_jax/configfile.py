@@ -1,6 +1,6 @@
 """Configurations as YAML files and on the command line.
 
-A file, changed by overrides such as `--train.steps 2`, becomes the dataclasses of `config.py`.
+A file, changed by overrides such as `--train.steps 2`, becomes the dataclasses of `config/`.
 Every key must be a field and every value of its type; a mistake is answered with the full name of
 the setting and with what is possible there.
 """

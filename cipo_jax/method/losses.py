@@ -8,7 +8,7 @@ loss of the whole batch.
 Values at tokens that are not targets are never read: they are replaced before anything is computed
 from them, because a product with a mask of zeros turns NaN into NaN, in values and in gradients.
 
-An objective is a dataclass in `config.py` and a pure function here that returns what each token
+An objective is a dataclass in `config/` and a pure function here that returns what each token
 gains and whether its gradient is cut; `token_objective` pairs the two.
 """
 

@@ -1,0 +1,131 @@
+"""The configuration of a run: frozen, hashable dataclasses, checked when they are built.
+
+A choice between variants is a choice of dataclass (`kind` names it in YAML), so no field of one
+variant exists in another. Nothing is mutated after construction; derived values are properties.
+One file a section; `configfile.py` reads and writes them as YAML and from the command line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from cipo_jax.config.correction import (
+    Band,
+    CipoReimpl,
+    Controller,
+    Correction,
+    CorrectionAdvantage,
+    FailuresOnly,
+    Fixed,
+    Preference,
+    Robust,
+    Soft,
+)
+from cipo_jax.config.evaluation import Evaluation
+from cipo_jax.config.model import ModelSource, PretrainedModel, RandomModel
+from cipo_jax.config.objective import Aggregation, Grpo, Kl, Objective
+from cipo_jax.config.require import require
+from cipo_jax.config.sampling import Prompts, Sampling
+from cipo_jax.config.storage import Checkpoint, Log
+from cipo_jax.config.tasks import FileTask, GeneratedTask, GymTask, HubTask, TaskSource
+from cipo_jax.config.training import Mesh, Optimizer, Train
+from cipo_jax.config.verify import Verify
+
+__all__ = [
+    "Aggregation",
+    "Band",
+    "Checkpoint",
+    "CipoReimpl",
+    "Config",
+    "Controller",
+    "Correction",
+    "CorrectionAdvantage",
+    "Evaluation",
+    "FailuresOnly",
+    "FileTask",
+    "Fixed",
+    "GeneratedTask",
+    "Grpo",
+    "GymTask",
+    "HubTask",
+    "Kl",
+    "Log",
+    "Mesh",
+    "ModelSource",
+    "Objective",
+    "Optimizer",
+    "Preference",
+    "PretrainedModel",
+    "Prompts",
+    "RandomModel",
+    "Robust",
+    "Sampling",
+    "Soft",
+    "TaskSource",
+    "Train",
+    "Verify",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    name: str
+    """Folder of the run under `runs/` where --run-dir is not given."""
+    seed: int = 0
+    model: ModelSource
+    tasks: TaskSource
+    prompts: Prompts = field(default_factory=Prompts)
+    sampling: Sampling = field(default_factory=Sampling)
+    verify: Verify = field(default_factory=Verify)
+    correction: Correction = field(default_factory=Correction)
+    objective: Objective = field(default_factory=Grpo)
+    kl: Kl = field(default_factory=Kl)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    train: Train = field(default_factory=Train)
+    mesh: Mesh = field(default_factory=Mesh)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        longest = self.longest_sequence
+        require(
+            self.train.row_tokens >= longest,
+            f"train.row_tokens is {self.train.row_tokens}, but the longest prompt with its "
+            f"completion has {longest} tokens and must fit in one row: raise train.row_tokens, or "
+            "lower prompts.max_correction_prompt_tokens or sampling.max_new_tokens.",
+        )
+        inert = self.correction.advantage == "std" and self.correction.risk_penalty > 0
+        require(
+            not (self.has_correction and inert),
+            "correction.risk_penalty has no effect with correction.advantage 'std': within a group "
+            "that shares one anchor the rewards {1, -lambda_r} are a positive affine image of "
+            "{1, 0}, and standardising removes it. Use 'raw_std', or set correction.risk_penalty "
+            "to 0.",
+        )
+
+    @property
+    def num_anchors(self) -> int:
+        """M, correction prompts per step."""
+        return math.floor(self.correction.prompts_per_base_prompt * self.train.prompts_per_step)
+
+    @property
+    def has_correction(self) -> bool:
+        return self.num_anchors > 0
+
+    @property
+    def correction_weight(self) -> float:
+        """lambda_c where there is a correction stream, else 0: plain RLVR is then one program,
+        whichever of the two switched the stream off."""
+        return self.correction.weight if self.has_correction else 0.0
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt and completion that a row must hold."""
+        prompt = self.prompts.max_prompt_tokens
+        if self.has_correction:
+            prompt = max(prompt, self.prompts.max_correction_prompt_tokens)
+        return prompt + self.sampling.max_new_tokens

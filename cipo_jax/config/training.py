@@ -1,0 +1,84 @@
+"""The optimizer, the loop, the shape of the train step and the device mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cipo_jax.config.require import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW after clipping by the global gradient norm."""
+
+    learning_rate: float = 1e-6
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After the warm-up: stay, or fall to `final_factor` of the rate by the end of the run."""
+    warmup_steps: int = 0
+    """Updates over which the rate rises; a run with fewer ends while it rises."""
+    final_factor: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate >= 0, "optimizer.learning_rate can't be negative.")
+        require(self.warmup_steps >= 0, "optimizer.warmup_steps can't be negative.")
+        require(self.max_grad_norm > 0, "optimizer.max_grad_norm must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """The loop and the shape of the train step."""
+
+    steps: int = 500
+    prompts_per_step: int = 8
+    """B, base prompts per step."""
+    updates_per_step: int = 1
+    """mu, optimizer updates on each mixed batch."""
+    row_tokens: int = 10_240
+    """Length T of a packed row; at least the longest correction prompt plus its completion."""
+    rows_per_microbatch: int = 1
+    """Rows computed at once over the whole mesh; a multiple of data * fsdp."""
+    share_prompts: bool = True
+    """Completions of one prompt share one copy of it in a row. Exact; switch it off where an
+    attention kernel without prefix support is wanted."""
+    skip_zero_signal: bool = True
+    """Leave sequences with zero advantage out of the batch when nothing else (a KL penalty) would
+    train on them. Exact: they stay in the denominators."""
+    logprob_chunk: int = 1024
+    """Tokens whose logits exist at one time on a device."""
+    remat: Literal["none", "block"] = "block"
+    """What the backward pass recomputes."""
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of matrix products; parameters, softmax and log-probs stay in float32. On CPUs, bfloat16 is
+    many times slower than float32."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "prompts_per_step",
+            "updates_per_step",
+            "row_tokens",
+            "rows_per_microbatch",
+            "logprob_chunk",
+        ):
+            require(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; >= 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """Devices along each axis; their product is the number of devices. -1 for `fsdp`: the rest."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            self.data >= 1 and self.tensor >= 1 and (self.fsdp >= 1 or self.fsdp == -1),
+            f"mesh: sizes are at least 1 (fsdp may be -1 for the rest), got {self}.",
+        )
