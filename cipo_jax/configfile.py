@@ -139,6 +139,8 @@ def _built(tp: Any, value: Any, names: Names) -> Any:
                 f"{'.'.join(names)} is {value!r}; it must be {_described(tp)}."
                 + _suggestion(str(value), choices)
             )
+        if typing.get_origin(tp) is tuple:
+            return tuple(value)
         return float(value) if tp is float else value
     tree = {} if value is None else value  # `section:` with nothing below it.
     if not isinstance(tree, dict):
@@ -164,6 +166,8 @@ def _fits(tp: Any, value: Any) -> bool:
         return any(_fits(option, value) for option in typing.get_args(tp))
     if origin is Literal:
         return any(value == c and type(value) is type(c) for c in typing.get_args(tp))
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(typing.get_args(tp)[0], x) for x in value)
     if tp is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return type(value) is tp
@@ -175,6 +179,8 @@ def _described(tp: Any) -> str:
         return " or ".join(_described(option) for option in typing.get_args(tp))
     if origin is Literal:
         return " | ".join(str(choice) for choice in typing.get_args(tp))
+    if origin is tuple:
+        return f"a list [...] of {_described(typing.get_args(tp)[0])}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[tp]
 
 
@@ -280,7 +286,8 @@ def _settings(part: Any, names: Names) -> Iterator[tuple[Names, Any, Any, str]]:
         if variants:
             yield from _settings(value, (*names, name))
         elif name != "kind":
-            yield (*names, name), tp, value, docs.get(name, "")
+            shown = f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else value
+            yield (*names, name), tp, shown, docs.get(name, "")
 
 
 @cache

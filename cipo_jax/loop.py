@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cipo_jax import run_folder, step_metrics
+from cipo_jax import policy, run_folder, step_metrics
 from cipo_jax.checkpoint import Checkpoints
 from cipo_jax.config import Config
 from cipo_jax.evaluate.heldout import evaluate
@@ -87,7 +86,7 @@ class Setup:
     held_out: tuple[Problem, ...]
     library: Library
     train_step: TrainStep
-    reference: Params | None
+    frozen: Params | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +157,7 @@ def _set_up(
 ) -> tuple[Setup, RunState]:
     """Load everything, and restore what a run in this folder has saved."""
     tokenizer = load_tokenizer(cfg.model)
-    params, arch = load_model(cfg.model, mesh, seed=cfg.seed)
+    params, arch = load_model(cfg.model, mesh, seed=cfg.seed, dtype=policy.base_dtype(cfg))
     if len(tokenizer) > arch.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens and the model {arch.vocab_size}: they do "
@@ -169,6 +168,7 @@ def _set_up(
         # Prompts that are too long raise now, and not at step 300.
         renderer.base(problem)
         renderer.correction(problem, "")
+    trainable, frozen = policy.split(params, cfg, arch)
     setup = Setup(
         cfg=cfg,
         engine=Engine(
@@ -182,12 +182,12 @@ def _set_up(
         held_out=tasks.held_out[: cfg.evaluation.problems],
         library=Library.of(tasks.train),
         train_step=make_train_step(cfg, arch, mesh),
-        reference=jax.tree.map(jnp.copy, params) if cfg.kl.weight > 0 else None,
+        frozen=frozen,
     )
     stream = ProblemStream(tasks.train, cfg.train.prompts_per_step, cfg.seed)
     restored = checkpoints.restore_latest(abstract_state(cfg, arch, mesh))
     if restored is None:
-        train_state = init_state(params, cfg, mesh)
+        train_state = init_state(trainable, cfg, mesh)
         return setup, RunState(train=train_state, host=HostState.initial(cfg), stream=stream)
     train_state, saved = restored
     stream.restore(saved["cursor"])
@@ -202,7 +202,7 @@ def _step(setup: Setup, state: RunState, step: int, log: RunLog) -> RunState:
     problems = next(state.stream)
     iteration = iterate(
         setup.engine,
-        state.train.params,
+        policy.weights(state.train.params, setup.frozen, cfg),
         problems,
         state.host,
         step,
@@ -212,7 +212,7 @@ def _step(setup: Setup, state: RunState, step: int, log: RunLog) -> RunState:
     sampled = time.perf_counter()
     train_state, updates = state.train, []
     for _ in range(cfg.train.updates_per_step):
-        train_state, metrics = setup.train_step(train_state, setup.reference, iteration.batch)
+        train_state, metrics = setup.train_step(train_state, setup.frozen, iteration.batch)
         updates.append(jax.device_get(metrics))
         if not updates[-1]["grad/is_finite"]:
             raise DivergedError(_divergence(step, iteration, updates[-1]))
@@ -277,7 +277,8 @@ def _evaluate(setup: Setup, state: RunState, step: int, folder: Path, log: RunLo
     start = time.perf_counter()
     # The same random numbers at every step, so that a difference is the policy's.
     key = jax.random.key(setup.cfg.seed)
-    found = evaluate(setup.engine, state.train.params, setup.held_out, key, setup.cfg)
+    weights = policy.weights(state.train.params, setup.frozen, setup.cfg)
+    found = evaluate(setup.engine, weights, setup.held_out, key, setup.cfg)
     evaluations.append({"step": step, "seconds": time.perf_counter() - start, **found})
     written = path.with_suffix(".tmp")
     written.write_text(json.dumps(evaluations, indent=1))

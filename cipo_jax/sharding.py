@@ -35,6 +35,7 @@ PARAM_RULES: Rules = {
     "K": "tensor",
     "H": None,
     "F": "tensor",
+    "R": None,
 }
 
 ACTIVATION_RULES: Rules = {

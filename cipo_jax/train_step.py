@@ -1,6 +1,6 @@
 """One optimizer update on one mixed batch: the single compiled program of training.
 
-In: the train state, the reference parameters, a packed Batch of both streams. Out: the next state
+In: the train state, the frozen parameters, a packed Batch of both streams. Out: the next state
 and metrics as device scalars. Does not know where the batch came from, and draws no random numbers.
 
     for each microbatch in use:  hidden states -> token log-probs -> policy loss -> gradients, added
@@ -24,12 +24,14 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
+from cipo_jax import policy
 from cipo_jax.config import Config
 from cipo_jax.logprobs import token_logprobs
 from cipo_jax.method.losses import Sums, joint_loss, largest_parity_gap, policy_loss
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Params, abstract, hidden_states
+from cipo_jax.model.transformer import Params, hidden_states
 from cipo_jax.optim import learning_rate, make_optimizer
+from cipo_jax.policy import Trainable
 from cipo_jax.records import Batch, Stream
 from cipo_jax.sharding import (
     ACTIVATION_RULES,
@@ -46,7 +48,7 @@ TrainStep = Callable[["TrainState", Params | None, Batch], tuple["TrainState", M
 class TrainState:
     """What an update changes. `step` counts the updates that were applied."""
 
-    params: Params
+    params: Trainable
     opt_state: tuple[Any, ...]
     step: Int32[Array, ""]
 
@@ -55,17 +57,16 @@ class TrainState:
 class Accumulated:
     """Sums over the microbatches so far, all float32."""
 
-    grads: Params
+    grads: Trainable
     loss_by_stream: Float32[Array, "2"]
     sums: Sums
     parity_max: Float32[Array, ""]
 
 
-def init_state(params: Params, cfg: Config, mesh: Mesh) -> TrainState:
+def init_state(params: Trainable, cfg: Config, mesh: Mesh) -> TrainState:
     """State before the first update, laid out over the mesh.
 
-    The state takes the parameters over: the first update donates their buffers. A reference policy
-    with the same weights needs a copy, `jax.tree.map(jnp.copy, params)`.
+    The state takes what is trained over (see `policy.split`): the first update donates its buffers.
     """
     params = jax.device_put(params, shardings_of(params, mesh, PARAM_RULES))
     make = partial(_init_opt_state, cfg=cfg)
@@ -77,7 +78,7 @@ def init_state(params: Params, cfg: Config, mesh: Mesh) -> TrainState:
 
 def abstract_state(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with shardings: what to restore or to compile for."""
-    params = abstract(arch)
+    params = policy.abstract_trainable(cfg, arch)
     opt_state = jax.eval_shape(partial(_init_opt_state, cfg=cfg), params)
     state = TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32))
     return jax.tree.map(
@@ -88,19 +89,20 @@ def abstract_state(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainState:
 
 
 def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
-    """The jitted update `step(state, reference, batch) -> (state, metrics)`.
+    """The jitted update `step(state, frozen, batch) -> (state, metrics)`.
 
         gradient = sum over microbatches of d/dw [loss(base) + correction.weight * loss(correction)]
         state    = AdamW(clip(gradient)), or the state as it was if the loss or the norm of the
                    gradient is not finite
 
-    The state is donated; the reference is not. Microbatches are taken while rows are in use
-    (`batch.num_rows`), by a loop whose trip count is data: one program serves any fill of the
+    The state is donated; the frozen parameters are not. Microbatches are taken while rows are in
+    use (`batch.num_rows`), by a loop whose trip count is data: one program serves any fill of the
     batch. What rows from `num_rows` on and padding hold is never read.
 
     Args of the step:
       state: from `init_state` or a checkpoint of this mesh.
-      reference: parameters of the reference policy; None exactly if kl.weight is 0.
+      frozen: the reference policy where everything is trained and kl.weight is positive; the base
+        model, which is also the reference policy, where an adapter is trained; otherwise None.
       batch: B rows, a multiple of train.rows_per_microbatch, all with train.row_tokens tokens.
     Returns of the step, beside the state, float32 scalars on the device:
       loss/base, loss/correction: each stream's loss, KL penalty included.
@@ -116,13 +118,11 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
     optimizer = make_optimizer(cfg.optimizer, _num_updates(cfg))
     state_shardings = shardings_of(abstract_state(cfg, arch, mesh), mesh, PARAM_RULES)
 
-    def step(
-        state: TrainState, reference: Params | None, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
-        _check_arguments(reference, batch, cfg, mesh)
+    def step(state: TrainState, frozen: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
+        _check_arguments(frozen, batch, cfg, mesh)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             accumulated = _accumulate(
-                state.params, reference, batch, state_shardings.params, cfg=cfg, arch=arch
+                state.params, frozen, batch, state_shardings.params, cfg=cfg, arch=arch
             )
         rate = learning_rate(cfg.optimizer, _num_updates(cfg))(state.step)
         loss = joint_loss(accumulated.loss_by_stream, correction_weight=cfg.correction_weight)
@@ -144,7 +144,7 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
 
     return jax.jit(
         step,
-        # The reference keeps the layout that it comes with.
+        # The frozen parameters keep the layout that they come with.
         in_shardings=(state_shardings, None, batch_shardings(mesh)),
         out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
@@ -152,10 +152,10 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
 
 
 def _accumulate(
-    params: Params,
-    reference: Params | None,
+    trainable: Trainable,
+    frozen: Params | None,
     batch: Batch,
-    grad_shardings: Params,
+    grad_shardings: Trainable,
     *,
     cfg: Config,
     arch: Architecture,
@@ -191,8 +191,10 @@ def _accumulate(
         no_blocks = dataclasses.replace(params, blocks=None)  # type: ignore[arg-type]
         return score(no_blocks, hidden_BTD, rows.token_BT, rows.predecessor_BT)
 
-    def loss(params: Params, rows: Batch) -> tuple[Array, tuple[Array, Sums, Array]]:
-        logprob_BT, entropy_BT = logprobs(params, rows)
+    reference = policy.reference(frozen, cfg)
+
+    def loss(trainable: Trainable, rows: Batch) -> tuple[Array, tuple[Array, Sums, Array]]:
+        logprob_BT, entropy_BT = logprobs(policy.weights(trainable, frozen, cfg), rows)
         reference_logprob_BT = None
         if reference is not None:
             with jax.named_scope("reference"):
@@ -212,7 +214,7 @@ def _accumulate(
     def add(index: Array, so_far: Accumulated) -> Accumulated:
         rows = jax.tree.map(lambda x: x[index], microbatches)
         (_, (loss_by_stream, sums, parity_max)), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, rows
+            trainable, rows
         )
         grads = jax.tree.map(jnp.add, so_far.grads, grads)
         return Accumulated(
@@ -225,10 +227,10 @@ def _accumulate(
     rows_per_microbatch = cfg.train.rows_per_microbatch
     microbatches = _microbatches(batch, rows_per_microbatch)
     first = jax.tree.map(lambda x: x[0], microbatches)
-    _, (_, sums, _) = jax.eval_shape(loss, params, first)
+    _, (_, sums, _) = jax.eval_shape(loss, trainable, first)
     nothing = Accumulated(
         grads=jax.lax.with_sharding_constraint(
-            jax.tree.map(jnp.zeros_like, params), grad_shardings
+            jax.tree.map(jnp.zeros_like, trainable), grad_shardings
         ),
         loss_by_stream=jnp.zeros(len(Stream)),
         sums=jax.tree.map(lambda _: jnp.float32(0), sums),
@@ -280,12 +282,13 @@ def _metrics(accumulated: Accumulated) -> Metrics:
     }
 
 
-def _check_arguments(reference: Params | None, batch: Batch, cfg: Config, mesh: Mesh) -> None:
-    if (reference is not None) != (cfg.kl.weight > 0):
-        given = "none was given" if reference is None else "one was given"
+def _check_arguments(frozen: Params | None, batch: Batch, cfg: Config, mesh: Mesh) -> None:
+    if (frozen is not None) != policy.has_frozen(cfg):
+        given = "none were given" if frozen is None else "some were given"
         raise ValueError(
-            f"kl.weight is {cfg.kl.weight}, and {given} as reference parameters: they are needed "
-            "where kl.weight is positive, and are not kept in memory where it is 0."
+            f"adapter.kind is {cfg.adapter.kind}, kl.weight is {cfg.kl.weight}, and {given} as "
+            "frozen parameters: they are needed where an adapter is trained or kl.weight is "
+            "positive, and are not kept in memory otherwise."
         )
     num_rows, _ = batch.token_BT.shape
     if num_rows % cfg.train.rows_per_microbatch:
@@ -301,7 +304,7 @@ def _check_arguments(reference: Params | None, batch: Batch, cfg: Config, mesh: 
         )
 
 
-def _init_opt_state(params: Params, *, cfg: Config) -> optax.OptState:
+def _init_opt_state(params: Trainable, *, cfg: Config) -> optax.OptState:
     return make_optimizer(cfg.optimizer, _num_updates(cfg)).init(params)
 
 

@@ -23,6 +23,7 @@ ROOMS = [
     "logprobs",
     "sampler",
     "method",
+    "policy",
     "optim",
     "train_step",
     "checkpoint",

@@ -317,13 +317,13 @@ def test_reference(params, batch, update, whole):
 def test_errors(params, batch):
     mesh = mesh_of(ONE)
 
-    def call(cfg, batch=batch, reference=None, mesh=mesh):
-        make_train_step(cfg, ARCH, mesh).lower(abstract_state(cfg, ARCH, mesh), reference, batch)
+    def call(cfg, batch=batch, frozen=None, mesh=mesh):
+        make_train_step(cfg, ARCH, mesh).lower(abstract_state(cfg, ARCH, mesh), frozen, batch)
 
-    with pytest.raises(ValueError, match=r"kl.weight is 0.1, and none was given"):
+    with pytest.raises(ValueError, match=r"kl.weight is 0.1, and none were given"):
         call(make_config(kl=0.1))
-    with pytest.raises(ValueError, match=r"kl.weight is 0.0, and one was given"):
-        call(make_config(), reference=jax.tree.map(jnp.array, params))
+    with pytest.raises(ValueError, match=r"kl.weight is 0.0, and some were given"):
+        call(make_config(), frozen=jax.tree.map(jnp.array, params))
     with pytest.raises(ValueError, match=r"8 rows, which train.rows_per_microbatch 3"):
         call(make_config(rows_per_microbatch=3))
     with pytest.raises(ValueError, match=r"data \* fsdp = 4"):

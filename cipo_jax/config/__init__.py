@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from cipo_jax.config.adapter import AdapterConfig, Lora, NoAdapter, Projection
 from cipo_jax.config.correction import (
     Band,
     CipoReimpl,
@@ -33,6 +34,7 @@ from cipo_jax.config.training import Mesh, Optimizer, Train
 from cipo_jax.config.verify import Verify
 
 __all__ = [
+    "AdapterConfig",
     "Aggregation",
     "Band",
     "Checkpoint",
@@ -51,12 +53,15 @@ __all__ = [
     "HubTask",
     "Kl",
     "Log",
+    "Lora",
     "Mesh",
     "ModelSource",
+    "NoAdapter",
     "Objective",
     "Optimizer",
     "Preference",
     "PretrainedModel",
+    "Projection",
     "Prompts",
     "RandomModel",
     "Robust",
@@ -76,6 +81,7 @@ class Config:
     """Folder of the run under `runs/` where --run-dir is not given."""
     seed: int = 0
     model: ModelSource
+    adapter: AdapterConfig = field(default_factory=NoAdapter)
     tasks: TaskSource
     prompts: Prompts = field(default_factory=Prompts)
     sampling: Sampling = field(default_factory=Sampling)

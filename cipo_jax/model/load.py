@@ -8,7 +8,10 @@ from pathlib import Path
 
 import huggingface_hub
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
 
 from cipo_jax.config import ModelSource, RandomModel
 from cipo_jax.model import gguf, hf, transformer
@@ -38,24 +41,32 @@ def load_architecture(source: ModelSource) -> Architecture:
 
 
 def load_model(
-    source: ModelSource, mesh: Mesh | None = None, *, seed: int = 0
+    source: ModelSource,
+    mesh: Mesh | None = None,
+    *,
+    seed: int = 0,
+    dtype: DTypeLike = jnp.float32,
 ) -> tuple[Params, Architecture]:
-    """Float32 parameters of the model, laid out over the mesh, and its constants.
+    """Parameters of the model, laid out over the mesh, and its constants.
 
     Args:
       mesh: from `make_mesh`; None puts everything on the default device.
       seed: of random weights; a pretrained model ignores it.
+      dtype: of the result, whatever the files hold.
     """
     arch = load_architecture(source)
     shardings = None
     if mesh is not None:
         shardings = shardings_of(transformer.abstract(arch), mesh, PARAM_RULES)
     if isinstance(source, RandomModel):
-        init = jax.jit(transformer.init, static_argnames="arch", out_shardings=shardings)
-        return init(jax.random.key(seed), arch=arch), arch
+
+        def init(key: PRNGKeyArray) -> Params:
+            return jax.tree.map(lambda x: x.astype(dtype), transformer.init(key, arch))
+
+        return jax.jit(init, out_shardings=shardings)(jax.random.key(seed)), arch
     path = resolve(source.path)
     read = gguf.load if path.suffix == ".gguf" else hf.load
-    return read(path, arch, shardings), arch
+    return read(path, arch, shardings, dtype=dtype), arch
 
 
 def resolve(path: str) -> Path:

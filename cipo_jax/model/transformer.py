@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int32, PRNGKeyArray
 
 from cipo_jax.model.attention import packed_attention
+from cipo_jax.model.linear import Adapted, merged, product
 from cipo_jax.model.presets import Architecture
 from cipo_jax.sharding import LOOKUP_RULES, constrain
 
@@ -110,10 +111,11 @@ Stacked = TypeVar("Stacked")
 def unstack(stacked: Stacked, dtype: DTypeLike) -> tuple[Stacked, ...]:
     """Takes a record whose arrays are stacked over layers apart into one record per layer.
 
-    Matrices come in `dtype`, vectors (the norms' scales) as they are. Decoding reads every weight
-    once per token; as slices of a stacked array inside a loop, XLA's CPU backend copies each before
-    use (2.4 to 3 times slower). Call it outside of `jax.jit`: one small program then serves all
-    layers, where a trace would hold a slice per layer and array, and compile for seconds.
+    Matrices come in `dtype`, vectors (the norms' scales) as they are; low-rank terms are merged
+    into their matrices, so that they cost nothing per token. Decoding reads every weight once per
+    token; as slices of a stacked array inside a loop, XLA's CPU backend copies each before use (2.4
+    to 3 times slower). Call it outside of `jax.jit`: one small program then serves all layers,
+    where a trace would hold a slice per layer and array, and compile for seconds.
     """
     num_layers = jax.tree.leaves(stacked)[0].shape[0]
     return tuple(_layer(stacked, layer, dtype=jnp.dtype(dtype)) for layer in range(num_layers))
@@ -121,11 +123,14 @@ def unstack(stacked: Stacked, dtype: DTypeLike) -> tuple[Stacked, ...]:
 
 @partial(jax.jit, static_argnames="dtype")
 def _layer(stacked: Any, layer: Int32[Array, ""], *, dtype: np.dtype) -> Any:
-    def take(x: Array) -> Array:
-        x = jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+    def at_layer(x: Array) -> Array:
+        return jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+
+    def take(x: Array | Adapted) -> Array:
+        x = merged(jax.tree.map(at_layer, x)) if isinstance(x, Adapted) else at_layer(x)
         return x.astype(dtype) if x.ndim > 1 else x
 
-    return jax.tree.map(take, stacked)
+    return jax.tree.map(take, stacked, is_leaf=lambda x: isinstance(x, Adapted))
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -195,13 +200,6 @@ def block(
     Returns: the stream, and what `attend` kept.
     """
 
-    def product(x_BTX: Array, weight: Array) -> Array:
-        # One matrix product with the tokens of all rows as its rows: given more axes, XLA's CPU
-        # backend transposes activations in the backward pass, which costs a fifth of a step.
-        num_rows, row_length, num_in = x_BTX.shape
-        y = x_BTX.reshape(-1, num_in) @ weight.astype(x_BTX.dtype).reshape(num_in, -1)
-        return y.reshape(num_rows, row_length, *weight.shape[1:])
-
     def head_vectors(weight: Array, bias: Array | None) -> Array:
         vectors = product(normed_BTD, weight)
         return vectors if bias is None else vectors + bias.astype(vectors.dtype)
@@ -216,7 +214,7 @@ def block(
             k_BTKH = rms_norm(k_BTKH, weights.k_norm, arch.norm_eps)
         attended_BTNH, kept = attend(rotate(q_BTNH, rotary), rotate(k_BTKH, rotary), v_BTKH)
         flat_BTX = attended_BTNH.reshape(*x_BTD.shape[:2], -1)
-        x_BTD = x_BTD + product(flat_BTX, weights.o.reshape(-1, arch.model_dim))
+        x_BTD = x_BTD + product(flat_BTX, weights.o, in_axes=2)
     with jax.named_scope("mlp"):
         normed_BTD = rms_norm(x_BTD, weights.mlp_norm, arch.norm_eps)
         gate_BTF = jax.nn.silu(product(normed_BTD, weights.gate))

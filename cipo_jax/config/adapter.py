@@ -1,0 +1,54 @@
+"""What of the model is trained: all of it, or low-rank terms beside chosen matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cipo_jax.config.require import require
+
+Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
+"""The matrices of a layer that a low-rank term can stand beside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoAdapter:
+    """Every parameter is trained."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adaptation (arXiv 2106.09685): a frozen matrix W acts as W + scale * A B.
+
+    Only A and B have gradients, optimizer state and a place in checkpoints. The reference policy of
+    a KL penalty is the frozen model itself, which takes no memory of its own. Learning rates are
+    about ten times those of full training.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: int = 32
+    """Columns of A and rows of B."""
+    alpha: float = 32.0
+    """The scale is alpha / rank, or alpha / sqrt(rank) with `scaling` rank_stabilised."""
+    scaling: Literal["standard", "rank_stabilised"] = "standard"
+    """rank_stabilised keeps the size of an update the same at high ranks (arXiv 2312.03732)."""
+    projections: tuple[Projection, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """Which matrices of every layer are adapted."""
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"adapter.rank is {self.rank}; it must be at least 1.")
+        require(self.alpha > 0, f"adapter.alpha is {self.alpha}; it must be positive.")
+        require(
+            0 < len(self.projections) == len(set(self.projections)),
+            f"adapter.projections is {list(self.projections)}; name at least one, each once.",
+        )
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied by."""
+        return self.alpha / (self.rank if self.scaling == "standard" else self.rank**0.5)
+
+
+AdapterConfig = NoAdapter | Lora
