@@ -120,6 +120,26 @@ class Iteration:
     """For the next iteration."""
 
 
+def base_shape(cfg: Config) -> Shape:
+    """Of the sampler's calls for the base stream."""
+    return Shape(
+        num_prompts=min(cfg.sampling.prompts_per_call, cfg.train.prompts_per_step),
+        num_samples=cfg.sampling.samples_per_prompt,
+        prompt_tokens=cfg.prompts.max_prompt_tokens,
+        new_tokens=cfg.sampling.max_new_tokens,
+    )
+
+
+def correction_shape(cfg: Config) -> Shape:
+    """Of the sampler's calls for the correction stream; of no prompts where there is no stream."""
+    return Shape(
+        num_prompts=min(cfg.sampling.prompts_per_call, cfg.num_anchors),
+        num_samples=cfg.sampling.samples_per_prompt,
+        prompt_tokens=cfg.prompts.max_correction_prompt_tokens,
+        new_tokens=cfg.sampling.max_new_tokens,
+    )
+
+
 class NoValidSamplesError(RuntimeError):
     """Every verdict of a step is unknown: the verifier is broken, and there is nothing to learn."""
 
@@ -208,12 +228,7 @@ def _sample_base(
             for p in problems
         ],
         key,
-        shape=Shape(
-            num_prompts=min(cfg.sampling.prompts_per_call, cfg.train.prompts_per_step),
-            num_samples=cfg.sampling.samples_per_prompt,
-            prompt_tokens=cfg.prompts.max_prompt_tokens,
-            new_tokens=cfg.sampling.max_new_tokens,
-        ),
+        shape=base_shape(cfg),
         temperature=cfg.sampling.temperature,
     )
 
@@ -264,12 +279,7 @@ def _correct(
         params,
         prompted,
         key,
-        shape=Shape(
-            num_prompts=min(cfg.sampling.prompts_per_call, cfg.num_anchors),
-            num_samples=samples,
-            prompt_tokens=cfg.prompts.max_correction_prompt_tokens,
-            new_tokens=cfg.sampling.max_new_tokens,
-        ),
+        shape=correction_shape(cfg),
         temperature=cfg.sampling.temperature,
     )
     return Corrections(

@@ -4,6 +4,7 @@ to its own attempts when it is asked to go over them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -17,6 +18,34 @@ from cipo_jax.tasks.problem import Problem
 
 # Key ids of held-out prompts start here, apart from those of training prompts.
 FIRST_KEY_ID = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Of the sampler's calls in the three passes of an evaluation."""
+
+    greedy: Shape
+    sampled: Shape
+    corrected: Shape
+
+    @classmethod
+    def of(cls, cfg: Config, num_problems: int) -> Shapes:
+        """The shapes for `num_problems` held-out problems."""
+        ev = cfg.evaluation
+
+        def shape(num_samples: int, prompt_tokens: int) -> Shape:
+            return Shape(
+                num_prompts=min(ev.prompts_per_call, num_problems),
+                num_samples=num_samples,
+                prompt_tokens=prompt_tokens,
+                new_tokens=ev.max_new_tokens,
+            )
+
+        return cls(
+            greedy=shape(1, cfg.prompts.max_prompt_tokens),
+            sampled=shape(ev.samples_per_problem, cfg.prompts.max_prompt_tokens),
+            corrected=shape(ev.corrections_per_attempt, cfg.prompts.max_correction_prompt_tokens),
+        )
 
 
 def evaluate(
@@ -39,22 +68,14 @@ def evaluate(
         for i, p in enumerate(problems)
     ]
 
-    def shape(num_samples: int, prompt_tokens: int) -> Shape:
-        return Shape(
-            num_prompts=min(ev.prompts_per_call, len(problems)),
-            num_samples=num_samples,
-            prompt_tokens=prompt_tokens,
-            new_tokens=ev.max_new_tokens,
-        )
-
-    base_tokens = cfg.prompts.max_prompt_tokens
-    greedy = roll_out(engine, params, asked, key, shape=shape(1, base_tokens), temperature=0.0)
+    shapes = Shapes.of(cfg, len(problems))
+    greedy = roll_out(engine, params, asked, key, shape=shapes.greedy, temperature=0.0)
     sampled = roll_out(
         engine,
         params,
         asked,
         key,
-        shape=shape(ev.samples_per_problem, base_tokens),
+        shape=shapes.sampled,
         temperature=cfg.sampling.temperature,
     )
     attempts = [
@@ -70,7 +91,7 @@ def evaluate(
         params,
         attempts,
         jax.random.fold_in(key, 1),
-        shape=shape(ev.corrections_per_attempt, cfg.prompts.max_correction_prompt_tokens),
+        shape=shapes.corrected,
         temperature=cfg.sampling.temperature,
     )
     num_right_Q = sampled.is_right_QG.sum(axis=1)

@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
@@ -161,6 +162,15 @@ def max_rows(cfg: Config) -> int:
     by_fill = max(1, math.ceil(2 * num_tokens / row) - 1)
     at_once = cfg.train.rows_per_microbatch
     return math.ceil(min(num_units, by_fill) / at_once) * at_once
+
+
+def abstract_batch(cfg: Config) -> Batch:
+    """The batch of `mix` as `jax.ShapeDtypeStruct`s: what the train step is compiled for."""
+    shape = (max_rows(cfg), cfg.train.row_tokens)
+    return Batch(
+        **{f"{name}_BT": jax.ShapeDtypeStruct(shape, dtype) for name, dtype in _DTYPES.items()},
+        num_rows=jax.ShapeDtypeStruct((), np.int32),
+    )
 
 
 def packing(batch: Batch) -> Packing:

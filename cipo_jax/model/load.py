@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import huggingface_hub
@@ -23,6 +24,7 @@ _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt"]
 """What is fetched from the hub: weights, constants, tokenizer and chat template."""
+_CONSTANTS = ["config.json"]
 
 
 def load_architecture(source: ModelSource) -> Architecture:
@@ -36,7 +38,7 @@ def load_architecture(source: ModelSource) -> Architecture:
                 f"model.preset is {source.preset!r}; it is one of {', '.join(PRESETS)}."
             )
         return PRESETS[source.preset]
-    path = resolve(source.path)
+    path = resolve(source.path, files=_CONSTANTS)
     return gguf.architecture(path) if path.suffix == ".gguf" else hf.architecture(path)
 
 
@@ -69,10 +71,10 @@ def load_model(
     return read(path, arch, shardings, dtype=dtype), arch
 
 
-def resolve(path: str) -> Path:
+def resolve(path: str, *, files: Sequence[str] = _FILES) -> Path:
     """The folder or .gguf file that a model path means, fetched from the hub where it is a hub id.
 
-    A hub id that is also a folder here means the folder.
+    A hub id that is also a folder here means the folder. Of a hub id, only what `files` names.
 
     Raises: ValueError if there is no such thing, with the way out.
     """
@@ -88,7 +90,7 @@ def resolve(path: str) -> Path:
             "Qwen/Qwen3-0.6B, or package:NAME."
         )
     try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=_FILES))
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(files)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
