@@ -295,7 +295,10 @@ def _docstrings(cls: type) -> dict[str, str]:
     """The text below each field of a dataclass, which Python itself doesn't keep."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
-    docs = {}
+    docs: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            docs |= _docstrings(base)
     for field, text in zip(definition.body, definition.body[1:], strict=False):
         match field, text:
             case (

@@ -46,14 +46,11 @@ class GymTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileTask:
-    """Problems in a local .jsonl or .parquet file."""
+class _Rows:
+    """What problems that are read row by row have in common, wherever the rows come from."""
 
-    kind: Literal["file"] = "file"
-    path: str
-    held_out_path: str = ""
-    """A second file for evaluation; empty: `num_held_out` rows of the first are kept apart."""
     num_held_out: int = 64
+    """Rows kept apart for evaluation, where it has no file or split of its own."""
     question_field: str = "question"
     answer_field: str = "answer"
     judge: Literal["number", "math", "stdio", "asserts"] = "math"
@@ -68,7 +65,17 @@ class FileTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubTask:
+class FileTask(_Rows):
+    """Problems in a local .jsonl or .parquet file."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    held_out_path: str = ""
+    """A second file for evaluation; empty: `num_held_out` rows of the first are kept apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubTask(_Rows):
     """Problems of a data set on the Hugging Face hub."""
 
     kind: Literal["hub"] = "hub"
@@ -78,17 +85,6 @@ class HubTask:
     split: str = "train"
     held_out_split: str = ""
     """A second split for evaluation; empty: `num_held_out` rows of the first are kept apart."""
-    num_held_out: int = 64
-    question_field: str = "question"
-    answer_field: str = "answer"
-    judge: Literal["number", "math", "stdio", "asserts"] = "math"
-    answer_format: str = "Put your final answer within \\boxed{}."
-    function_field: str = ""
-    """Judge `asserts`: the field with the function's name (`entry_point` in HumanEval); empty: the
-    first function that the assertions call."""
-    prelude_field: str = ""
-    """Judge `asserts`: the field with given code that stands before the model's; empty: none."""
-    split_seed: int = 0
 
 
 TaskSource = GeneratedTask | GymTask | FileTask | HubTask

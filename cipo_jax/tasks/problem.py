@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cipo_jax.verify.verdict import MathReference, NumberReference, Reference
+from cipo_jax.verify.verdict import (
+    AssertsReference,
+    CallsReference,
+    Reference,
+    StdioReference,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +29,7 @@ class Problem:
     @property
     def is_code(self) -> bool:
         """The answer is a program, not a number or an expression."""
-        return not isinstance(self.reference, NumberReference | MathReference)
+        return isinstance(self.reference, StdioReference | CallsReference | AssertsReference)
 
 
 @dataclass(frozen=True, kw_only=True)

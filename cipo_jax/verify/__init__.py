@@ -11,6 +11,7 @@ from cipo_jax.verify.verdict import (
     Reference,
     Status,
     StdioReference,
+    TextReference,
     Verdict,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "SandboxError",
     "Status",
     "StdioReference",
+    "TextReference",
     "Verdict",
     "VerifierPool",
 ]

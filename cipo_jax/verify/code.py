@@ -7,6 +7,7 @@ holds no model code.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from cipo_jax.verify.verdict import (
     AssertsReference,
     CallsReference,
     Reason,
+    Status,
     StdioReference,
     Verdict,
     right,
@@ -94,13 +96,14 @@ def judge_stdio(
     source = extract(completion)
     if refusal := _refuse(source):
         return refusal
+    orders = {"source": _joined(reference.prelude, source)}
     deadline = time.monotonic() + limits.wall_s
     for index, (given, expected) in enumerate(reference.cases):
-        left = _left(limits, deadline)
+        left = _left(limits, deadline, reference.case_s)
         if left is None:
             return wrong("timeout", case=index)
         done = run(
-            cell("solver"), "stdio", {"source": source}, left,
+            cell("solver"), "stdio", orders, left,
             stdin=given.encode("utf-8", "surrogateescape"),
         )  # fmt: skip
         if reason := _failure(done.exit, left):
@@ -117,22 +120,44 @@ def judge_calls(
     source = extract(completion, function=reference.function)
     if refusal := _refuse(source):
         return refusal
+    source = _joined(reference.prelude, source)
+    if not reference.case_s:
+        return _judge_calls(source, reference, range(len(reference.cases)), cell, limits)
+    case_limits = dataclasses.replace(limits, wall_s=reference.case_s)
+    for index in range(len(reference.cases)):
+        verdict = _judge_calls(source, reference, range(index, index + 1), cell, case_limits)
+        if verdict.status is not Status.RIGHT:
+            return verdict
+    return right()
+
+
+def _judge_calls(
+    source: str,
+    reference: CallsReference,
+    indices: range,
+    cell: Callable[[str], Cell],
+    limits: Limits,
+) -> Verdict:
+    """The verdict on some of the cases, all of them called in one process."""
+    cases = [reference.cases[index] for index in indices]
     orders = {
         "source": source,
         "function": reference.function,
-        "cases": [values.encode(tuple(arguments)) for arguments, _ in reference.cases],
+        "cases": [values.encode(tuple(arguments)) for arguments, _ in cases],
     }
     done = run(cell("solver"), "calls", orders, limits)
     if reason := _failure(done.exit, limits):
         return wrong(reason, stderr=_tail(done))
     lines = done.results.split(b"\n")
-    if len(lines) != len(reference.cases) + 1 or lines[-1]:
+    if len(lines) != len(cases) + 1 or lines[-1]:
         return wrong("no_result", results=len(lines) - 1)
-    for index, (line, (_, expected)) in enumerate(zip(lines, reference.cases, strict=False)):
+    for index, line, (_, expected) in zip(indices, lines, cases, strict=False):
         try:
             returned = values.decode(line)
         except ValueError as error:
             return wrong("no_result", case=index, error=str(error))
+        if reference.tuple_is_list and isinstance(returned, tuple):
+            returned = list(returned)
         if not values.same(returned, values.decode(values.encode(expected))):
             return wrong("wrong_answer", case=index)
     return right()
@@ -148,7 +173,7 @@ def judge_asserts(
     if refusal := _refuse(source):
         return refusal
     orders = {"function": reference.function}
-    solver_orders = orders | {"source": reference.prelude + "\n" + source}
+    solver_orders = orders | {"source": _joined(reference.prelude, source)}
     tester_orders = orders | {"prelude": reference.prelude, "tests": reference.tests}
     solver, tester = cell("solver"), cell("tester")
     solver_end, tester_end = socket.socketpair()
@@ -222,8 +247,13 @@ def _refuse(source: str) -> Verdict | None:
     return None
 
 
-def _left(limits: Limits, deadline: float) -> Limits | None:
-    left = deadline - time.monotonic()
+def _joined(prelude: str, source: str) -> str:
+    return f"{prelude}\n{source}" if prelude else source
+
+
+def _left(limits: Limits, deadline: float, case_s: float) -> Limits | None:
+    """The limits of the next case: its own, or what is left of the judgement's."""
+    left = case_s or deadline - time.monotonic()
     if left <= 0:
         return None
     return Limits(

@@ -64,6 +64,12 @@ def final_answer(completion: str) -> str:
     return _last_mathematics(text[-_PROSE_CHARS:])
 
 
+def last_box(completion: str) -> str:
+    r"""What stands in the last `\boxed{...}`, or in several that are joined; empty without any."""
+    text = completion[-MAX_COMPLETION_CHARS:].rpartition("</think>")[2]
+    return next(reversed(_chains(text, list(_boxes(text)))), "")
+
+
 def parts(answer: str) -> list[str]:
     """The parts of an answer with several: split at commas, semicolons, *and* and *or* that stand
     outside all brackets. `1,234` is one number.

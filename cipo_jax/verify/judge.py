@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from cipo_jax.verify.answer import fast_path
 from cipo_jax.verify.remote import open_pool
-from cipo_jax.verify.verdict import NumberReference, Reference, Verdict
+from cipo_jax.verify.verdict import NumberReference, Reference, TextReference, Verdict
 
 if TYPE_CHECKING:
     from cipo_jax.config import Verify
@@ -29,19 +29,19 @@ class Judge(Protocol):
 
 
 class InlineJudge:
-    """Judges plain numbers in this process.
+    """Judges plain numbers and plain texts in this process.
 
     Reading the last number of a text and comparing it as a fraction executes nothing that a model
-    wrote. It needs no sandbox, so a machine without one (macOS, some containers) can still train on
-    such tasks.
+    wrote, nor does comparing texts. It needs no sandbox, so a machine without one (macOS, some
+    containers) can still train on such tasks.
     """
 
-    report = "verifier: numbers, compared exactly in this process; no model text is executed"
+    report = "verifier: numbers and texts, compared in this process; no model text is executed"
 
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
         """The verdict, as a future that is done. Raises: TypeError for any other reference."""
         verdict = fast_path(completion, reference)
-        if not isinstance(reference, NumberReference) or verdict is None:
+        if not isinstance(reference, NumberReference | TextReference) or verdict is None:
             raise TypeError(f"{type(reference).__name__} needs a VerifierPool to be judged.")
         future: Future[Verdict] = Future()
         future.set_result(verdict)
@@ -56,6 +56,6 @@ def open_judge(settings: Verify, references: Iterable[Reference]) -> Judge:
 
     Raises: SandboxError where the pool is needed and no sandbox holds.
     """
-    if all(isinstance(reference, NumberReference) for reference in references):
+    if all(isinstance(reference, NumberReference | TextReference) for reference in references):
         return InlineJudge()
     return open_pool(settings)

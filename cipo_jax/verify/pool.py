@@ -28,6 +28,7 @@ from cipo_jax.verify.verdict import (
     NumberReference,
     Reason,
     Reference,
+    TextReference,
     Verdict,
 )
 
@@ -135,7 +136,7 @@ class VerifierPool:
         if not self._is_open:
             raise ValueError("the verifier pool is closed.")
         future: Future[Verdict] = Future()
-        if isinstance(reference, NumberReference | MathReference):
+        if isinstance(reference, NumberReference | MathReference | TextReference):
             started = time.perf_counter()
             verdict = answer.fast_path(completion, reference)
             if verdict is not None:

@@ -81,19 +81,42 @@ class MathReference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextReference:
+    """The completion, or what stands in its last box, must be one of `answers`: a letter, a word, a
+    phrase. Case, articles, punctuation and the number of spaces don't count."""
+
+    answers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StdioReference:
-    """A program that reads standard input and must print the expected output for every case."""
+    """A program that reads standard input and must print the expected output for every case.
+
+    `prelude` is code (imports) that stands before the model's. `case_s` limits each case by itself;
+    at 0 all cases together have the deadline of one judgement.
+    """
 
     cases: tuple[tuple[str, str], ...]
     language: Literal["python"] = "python"
+    prelude: str = ""
+    case_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallsReference:
-    """A function that must return the expected value for every tuple of arguments."""
+    """A function that must return the expected value for every tuple of arguments.
+
+    `prelude` is code (imports) that stands before the model's. With `case_s` each call is made in a
+    process of its own that has this many seconds; at 0 all calls share one process and the deadline
+    of one judgement. `tuple_is_list` takes a returned tuple for the list of its items, where the
+    expected values come from JSON.
+    """
 
     function: str
     cases: tuple[tuple[tuple[Any, ...], Any], ...]
+    prelude: str = ""
+    case_s: float = 0.0
+    tuple_is_list: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,4 +130,11 @@ class AssertsReference:
     prelude: str = ""
 
 
-Reference = NumberReference | MathReference | StdioReference | CallsReference | AssertsReference
+Reference = (
+    NumberReference
+    | MathReference
+    | TextReference
+    | StdioReference
+    | CallsReference
+    | AssertsReference
+)

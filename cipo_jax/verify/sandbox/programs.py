@@ -122,12 +122,12 @@ def _tester(orders: dict[str, Any]) -> int:
     namespace = tests.__dict__
     try:
         # Tests may use what the prelude defines beside the function (HumanEval 32, 38, 50).
-        exec(compile(orders["prelude"], "prelude.py", "exec"), namespace)
+        exec(_compiled(orders["prelude"], "prelude.py"), namespace)
     except Exception:
         traceback.print_exc()
     namespace[orders["function"]] = namespace["candidate"] = candidate
     try:
-        exec(compile(orders["tests"], "tests.py", "exec"), namespace)
+        exec(_compiled(orders["tests"], "tests.py"), namespace)
         if isinstance(check := namespace.get("check"), types.FunctionType):
             check(candidate)
     except _SolverGone:
@@ -224,12 +224,18 @@ class _Unparsable(Exception):
     """The program is not Python."""
 
 
+def _compiled(source: str, name: str) -> types.CodeType:
+    """Compiled without this file's own `from __future__ import annotations`, which it would
+    inherit: an annotation with an unknown name must fail as it does in a script."""
+    return compile(source, name, "exec", dont_inherit=True)
+
+
 def _execute(source: str) -> dict[str, Any]:
     """Runs the source as the main module and returns its namespace."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     try:
-        code = compile(source, "solution.py", "exec")
+        code = _compiled(source, "solution.py")
     except (SyntaxError, ValueError, RecursionError, OverflowError):
         _print_exception()
         raise _Unparsable from None
