@@ -4,7 +4,7 @@ In: the train state, the frozen parameters, a packed Batch of both streams. Out:
 and metrics as device scalars. Does not know where the batch came from, and draws no random numbers.
 
     for each microbatch in use:  hidden states -> token log-probs -> policy loss -> gradients, added
-    clip by the global norm -> AdamW -> next state
+    clip by the global norm -> optimizer -> next state
 
 The weights in the batch hold the global denominators, so sums over microbatches are exact.
 """
@@ -30,7 +30,7 @@ from cipo_jax.logprobs import token_logprobs
 from cipo_jax.method.losses import Sums, joint_loss, largest_parity_gap, policy_loss
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, hidden_states
-from cipo_jax.optim import learning_rate, make_optimizer
+from cipo_jax.optim import learning_rate, make_optimizer, opt_state_shardings
 from cipo_jax.policy import Trainable
 from cipo_jax.records import Batch, Stream
 from cipo_jax.sharding import (
@@ -70,7 +70,7 @@ def init_state(params: Trainable, cfg: Config, mesh: Mesh) -> TrainState:
     """
     params = jax.device_put(params, shardings_of(params, mesh, PARAM_RULES))
     make = partial(_init_opt_state, cfg=cfg)
-    shardings = shardings_of(jax.eval_shape(make, params), mesh, PARAM_RULES)
+    shardings = opt_state_shardings(jax.eval_shape(make, params), params, mesh)
     opt_state = jax.jit(make, out_shardings=shardings)(params)
     step = jax.device_put(jnp.int32(0), NamedSharding(mesh, PartitionSpec()))
     return TrainState(params, opt_state, step)
@@ -84,7 +84,16 @@ def abstract_state(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainState:
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         state,
-        shardings_of(state, mesh, PARAM_RULES),
+        state_shardings(state, mesh),
+    )
+
+
+def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """The state with a NamedSharding in the place of each array."""
+    return TrainState(
+        params=shardings_of(state.params, mesh, PARAM_RULES),
+        opt_state=opt_state_shardings(state.opt_state, state.params, mesh),
+        step=NamedSharding(mesh, PartitionSpec()),
     )
 
 
@@ -92,7 +101,7 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
     """The jitted update `step(state, frozen, batch) -> (state, metrics)`.
 
         gradient = sum over microbatches of d/dw [loss(base) + correction.weight * loss(correction)]
-        state    = AdamW(clip(gradient)), or the state as it was if the loss or the norm of the
+        state    = optimizer(clip(gradient)), or the state as it was if the loss or the norm of the
                    gradient is not finite
 
     The state is donated; the frozen parameters are not. Microbatches are taken while rows are in
@@ -116,13 +125,13 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
     Raises: ValueError at the first call for a shape that breaks these rules.
     """
     optimizer = make_optimizer(cfg.optimizer, _num_updates(cfg))
-    state_shardings = shardings_of(abstract_state(cfg, arch, mesh), mesh, PARAM_RULES)
+    layout = state_shardings(abstract_state(cfg, arch, mesh), mesh)
 
     def step(state: TrainState, frozen: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
         _check_arguments(frozen, batch, cfg, mesh)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             accumulated = _accumulate(
-                state.params, frozen, batch, state_shardings.params, cfg=cfg, arch=arch
+                state.params, frozen, batch, layout.params, cfg=cfg, arch=arch
             )
         rate = learning_rate(cfg.optimizer, _num_updates(cfg))(state.step)
         loss = joint_loss(accumulated.loss_by_stream, correction_weight=cfg.correction_weight)
@@ -145,8 +154,8 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
     return jax.jit(
         step,
         # The frozen parameters keep the layout that they come with.
-        in_shardings=(state_shardings, None, batch_shardings(mesh)),
-        out_shardings=(state_shardings, NamedSharding(mesh, PartitionSpec())),
+        in_shardings=(layout, None, batch_shardings(mesh)),
+        out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
     )
 

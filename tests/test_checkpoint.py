@@ -35,7 +35,7 @@ def make_config(preset="tiny-llama", **optimizer) -> Config:
         tasks=config.GeneratedTask(),
         prompts=config.Prompts(max_prompt_tokens=8, max_correction_prompt_tokens=16),
         sampling=config.Sampling(max_new_tokens=16),
-        optimizer=config.Optimizer(learning_rate=1e-2, schedule="cosine", **optimizer),
+        optimizer=config.AdamW(learning_rate=1e-2, schedule="cosine", **optimizer),
         train=config.Train(steps=4, row_tokens=32, rows_per_microbatch=2, compute_dtype="float32"),
     )
 

@@ -8,7 +8,7 @@ import pytest
 import rich.console
 
 from cipo_jax import configfile, run_folder
-from cipo_jax.config import Config, Optimizer
+from cipo_jax.config import AdamW, Config
 from cipo_jax.evaluate.measures import correction_measures, mean_with_interval
 from cipo_jax.report.comparison import comparison, print_comparison
 
@@ -62,7 +62,7 @@ def test_a_variant_that_changes_is_named_too(tmp_path: Path) -> None:
 def test_more_steps_are_harmless_only_under_a_constant_rate(tmp_path: Path) -> None:
     start(tmp_path / "constant", SMOKE)
     run_folder.open_folder(tmp_path / "constant", with_steps(SMOKE, 9))
-    falling = replace(SMOKE, optimizer=Optimizer(schedule="linear"))
+    falling = replace(SMOKE, optimizer=AdamW(schedule="linear"))
     start(tmp_path / "linear", falling)
     with pytest.raises(run_folder.ChangedConfigError, match=r"train.steps was 4, is 9"):
         run_folder.open_folder(tmp_path / "linear", with_steps(falling, 9))

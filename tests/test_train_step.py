@@ -32,7 +32,11 @@ ONE = config.Mesh(data=1, fsdp=1, tensor=1)
 def make_config(
     *, kl=0.0, correction_weight=0.5, temperature=0.7, optimizer=None, **train
 ) -> Config:
-    smooth = {"learning_rate": 0.1, "beta1": 0.0, "eps": 1e-2, "max_grad_norm": 1e9}
+    smooth = {"learning_rate": 0.1, "max_grad_norm": 1e9}
+    optimizer = optimizer or {}
+    variant = config.Adafactor if optimizer.get("kind") == "adafactor" else config.AdamW
+    if variant is config.AdamW:
+        smooth |= {"beta1": 0.0, "eps": 1e-2}
     train = {"rows_per_microbatch": 8, "logprob_chunk": 40, "remat": "none"} | train
     return Config(
         name="test",
@@ -41,7 +45,7 @@ def make_config(
         prompts=config.Prompts(max_prompt_tokens=8, max_correction_prompt_tokens=16),
         sampling=config.Sampling(max_new_tokens=16, temperature=temperature),
         correction=config.Correction(weight=correction_weight),
-        optimizer=config.Optimizer(**(smooth | (optimizer or {}))),
+        optimizer=variant(**(smooth | optimizer)),
         train=config.Train(row_tokens=TOKENS, compute_dtype="float32", **train),
         kl=config.Kl(weight=kl),
     )
@@ -191,12 +195,20 @@ def test_mesh_is_nothing(update, batch, whole, sizes):
     assert gap(update(make_config(), batch, sizes), whole) < 1e-5
 
 
-def test_state_keeps_its_type_and_is_donated(params, batch):
-    cfg, mesh = make_config(), mesh_of(MESHES["all"])
+OPTIMIZERS = {
+    "adamw": {},
+    "bfloat16 moment": {"first_moment_dtype": "bfloat16"},
+    "adafactor": {"kind": "adafactor", "min_factored_dim": 16},
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_state_keeps_its_type_and_is_donated(params, batch, optimizer):
+    cfg, mesh = make_config(optimizer=optimizer), mesh_of(MESHES["all"])
     step = compiled(cfg, MESHES["all"])
     state = init_state(params, cfg, mesh)
     expected = abstract_state(cfg, ARCH, mesh)
-    after, _ = step(state, None, batch)
+    after, metrics = step(state, None, batch)
 
     def check(x, wanted):
         assert (x.shape, x.dtype) == (wanted.shape, wanted.dtype)
@@ -204,13 +216,28 @@ def test_state_keeps_its_type_and_is_donated(params, batch):
 
     jax.tree.map(check, state, expected)
     jax.tree.map(check, after, expected)
-    assert after.step == 1
+    assert after.step == metrics["grad/is_finite"] == 1
     # Something is really split, or the check says little.
     assert after.params.blocks.gate.addressable_shards[0].data.size * 4 == params.blocks.gate.size
     # Every byte of the old state is reused for the new one.
     assert all(x.is_deleted() for x in jax.tree.leaves(state))
     state_bytes = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(after))
     assert step.memory_analysis().alias_size_in_bytes == state_bytes
+
+
+def test_a_factored_moment_is_that_of_one_device(params, batch):
+    """Means over an axis that lies over the mesh, against those of one device."""
+    cfg = make_config(optimizer=OPTIMIZERS["adafactor"])
+
+    def moved(sizes):
+        state, _ = compiled(cfg, sizes)(init_state(params, cfg, mesh_of(sizes)), None, batch)
+        means = optax.tree.get(state.opt_state, "v_row").blocks.gate
+        return jax.tree.map(np.asarray, (state.params, means))
+
+    one, split = moved(ONE), moved(MESHES["all"])
+    assert one[1].shape == (ARCH.num_layers, ARCH.model_dim)
+    assert gap(split, one) < 1e-4
+    assert gap(one[0], params) > 1e-2  # control: it moved
 
 
 def test_one_program_for_every_fill(params, batch):

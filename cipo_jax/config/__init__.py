@@ -30,10 +30,12 @@ from cipo_jax.config.require import require
 from cipo_jax.config.sampling import Prompts, Sampling
 from cipo_jax.config.storage import Checkpoint, Log
 from cipo_jax.config.tasks import FileTask, GeneratedTask, GymTask, HubTask, TaskSource
-from cipo_jax.config.training import Mesh, Optimizer, Train
+from cipo_jax.config.training import Adafactor, AdamW, Mesh, Optimizer, Train
 from cipo_jax.config.verify import Verify
 
 __all__ = [
+    "Adafactor",
+    "AdamW",
     "AdapterConfig",
     "Aggregation",
     "Band",
@@ -89,7 +91,7 @@ class Config:
     correction: Correction = field(default_factory=Correction)
     objective: Objective = field(default_factory=Grpo)
     kl: Kl = field(default_factory=Kl)
-    optimizer: Optimizer = field(default_factory=Optimizer)
+    optimizer: Optimizer = field(default_factory=AdamW)
     train: Train = field(default_factory=Train)
     mesh: Mesh = field(default_factory=Mesh)
     evaluation: Evaluation = field(default_factory=Evaluation)

@@ -9,8 +9,9 @@ from cipo_jax.config.require import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """AdamW after clipping by the global gradient norm."""
+class _Descent:
+    """What all optimizers share: the rate and its schedule, decay, and clipping by the global
+    gradient norm."""
 
     learning_rate: float = 1e-6
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -18,9 +19,6 @@ class Optimizer:
     warmup_steps: int = 0
     """Updates over which the rate rises; a run with fewer ends while it rises."""
     final_factor: float = 0.0
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
@@ -28,6 +26,55 @@ class Optimizer:
         require(self.learning_rate >= 0, "optimizer.learning_rate can't be negative.")
         require(self.warmup_steps >= 0, "optimizer.warmup_steps can't be negative.")
         require(self.max_grad_norm > 0, "optimizer.max_grad_norm must be positive.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(_Descent):
+    """Two moments per parameter: 8 bytes in float32, 6 with the first one in bfloat16."""
+
+    kind: Literal["adamw"] = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the stored first moment. In bfloat16 it is rounded to nearest, which leaves it within
+    beta1 / (1 - beta1) * 2^-8 of itself, 3.5 % at 0.9. The second one stays in float32: a step of
+    1 - beta2 = 0.001 is less than half of bfloat16's last place, so it would stand still."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name} is {value}; in [0, 1).")
+        require(
+            self.first_moment_dtype == "float32" or 1 - self.beta1 >= 2**-6,
+            f"optimizer.first_moment_dtype is bfloat16 with beta1 {self.beta1}: rounding to 8 bits "
+            "swallows steps of 1 - beta1 below 1/64. Use float32, or a beta1 of 0.98 or less.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adafactor(_Descent):
+    """No first moment, and a second one kept as row and column means of each matrix: next to no
+    bytes per parameter."""
+
+    kind: Literal["adafactor"] = "adafactor"
+    decay_rate: float = 0.8
+    """The second moment's decay at update k is 1 - k^-decay_rate."""
+    update_clip: float = 1.0
+    """Bound on the root mean square of an array's update before the rate."""
+    min_factored_dim: int = 128
+    """Arrays are factored over their two largest axes where both are at least this long; others
+    keep a full second moment."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.decay_rate < 1, f"optimizer.decay_rate is {self.decay_rate}; in (0, 1).")
+        require(self.update_clip > 0, "optimizer.update_clip must be positive.")
+        require(self.min_factored_dim >= 2, "optimizer.min_factored_dim is at least 2.")
+
+
+Optimizer = AdamW | Adafactor
 
 
 @dataclass(frozen=True, kw_only=True)
