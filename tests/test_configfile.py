@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from cipo_jax import config, configfile
-from cipo_jax.config import CipoReimpl, Config, FileTask, Fixed, GeneratedTask, RandomModel
+from cipo_jax.config import CipoReimpl, Config, FileTask, Fixed, GeneratedTask, Lora, RandomModel
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -191,9 +191,23 @@ def test_an_override_may_change_the_variant(write):
     assert cfg.tasks == FileTask(path="a.jsonl")
 
 
+def test_lists(write, tmp_path):
+    options = ["--adapter.kind", "lora", "--adapter.projections", "[q, v]"]
+    cfg = configfile.load(write(MINIMAL), options)
+    assert cfg.adapter == Lora(projections=("q", "v"))
+    assert hash(cfg) != hash(configfile.load(write(MINIMAL)))
+    configfile.dump(cfg, tmp_path / "again.yaml")
+    assert configfile.load(tmp_path / "again.yaml") == cfg
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["--adapter.kind", "lora", "--adapter.projections", "[q, w]"],
+            r"adapter\.projections is \['q', 'w'\]; it must be a list \[\.\.\.\] of q \| k",
+        ),
+        (["--adapter.kind", "lora", "--adapter.projections", "q"], r"is 'q'; it must be a list"),
         (["--train.step", "3"], r"^train\.step is no setting\. Did you mean train\.steps\?"),
         (["--steps", "3"], r"Did you mean train\.steps\?"),
         (["--trian.steps", "3"], r"Did you mean train\?"),
