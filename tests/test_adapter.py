@@ -48,7 +48,7 @@ def make_config(lora=LORA, *, kl=0.0, weight_decay=0.0) -> Config:
         prompts=config.Prompts(max_prompt_tokens=8, max_correction_prompt_tokens=16),
         sampling=config.Sampling(max_new_tokens=16, temperature=0.7),
         kl=config.Kl(weight=kl),
-        optimizer=config.Optimizer(
+        optimizer=config.AdamW(
             learning_rate=0.1, beta1=0.0, eps=1e-2, max_grad_norm=1e9, weight_decay=weight_decay
         ),
         train=config.Train(

@@ -68,7 +68,9 @@ def test_every_variant_goes_round(write, tmp_path):
 
 def test_numbers_as_people_write_them(write):
     for text in ("1e-6", "1E-6", "1.0e-6", "0.000001", "+1e-06"):
-        cfg = configfile.load(write(MINIMAL + f"optimizer: {{kind: adamw, learning_rate: {text}}}\n"))
+        cfg = configfile.load(
+            write(MINIMAL + f"optimizer: {{kind: adamw, learning_rate: {text}}}\n")
+        )
         assert cfg.optimizer.learning_rate == 1e-6
     cfg = configfile.load(write(MINIMAL + "optimizer: {kind: adamw, max_grad_norm: 2}\n"))
     assert isinstance(cfg.optimizer.max_grad_norm, float)
