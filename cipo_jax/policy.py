@@ -10,15 +10,19 @@ sampler and whoever reads a checkpoint come through here; nothing else knows whi
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from cipo_jax.checkpoint import restore_params
 from cipo_jax.config import Config, Lora
 from cipo_jax.model import adapter, transformer
 from cipo_jax.model.adapter import Adapter
+from cipo_jax.model.load import load_architecture, load_model
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.sharding import PARAM_RULES, shardings_of
@@ -79,9 +83,45 @@ def abstract_frozen(cfg: Config, arch: Architecture, mesh: Mesh) -> Params | Non
     """The frozen tree as `jax.ShapeDtypeStruct`s with shardings: what to compile for."""
     if not has_frozen(cfg):
         return None
-    params = transformer.abstract(arch)
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, base_dtype(cfg)), transformer.abstract(arch)
+    )
+    return _laid_out(params, mesh)
+
+
+def restore_weights(
+    cfg: Config, mesh: Mesh, checkpoints: str | os.PathLike[str], *, step: int | None = None
+) -> tuple[Params, Architecture, int]:
+    """The policy's parameters as a run of this configuration saved them, and the step.
+
+    A LoRA run's checkpoints hold the adapter, so its base is loaded anew from `cfg.model`.
+
+    Args:
+      checkpoints: the folder; it may belong to a running process.
+      step: which one; None for the newest.
+    Raises: ValueError as `restore_params` and `load_model` do.
+    """
+    trainable, step = restore_trainable(cfg, mesh, checkpoints, step=step)
+    if isinstance(cfg.adapter, Lora):
+        frozen, arch = load_model(cfg.model, mesh, seed=cfg.seed, dtype=base_dtype(cfg))
+        return weights(trainable, frozen, cfg), arch, step
+    return weights(trainable, None, cfg), load_architecture(cfg.model), step
+
+
+def restore_trainable(
+    cfg: Config, mesh: Mesh, checkpoints: str | os.PathLike[str], *, step: int | None = None
+) -> tuple[Trainable, int]:
+    """What a run trained, without what it kept frozen; else as `restore_weights`."""
+    trainable = abstract_trainable(cfg, load_architecture(cfg.model))
+    return restore_params(checkpoints, _laid_out(trainable, mesh), step=step)
+
+
+Tree = TypeVar("Tree", bound=Trainable)
+
+
+def _laid_out(abstract: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, base_dtype(cfg), sharding=sharding),
-        params,
-        shardings_of(params, mesh, PARAM_RULES),
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        shardings_of(abstract, mesh, PARAM_RULES),
     )
