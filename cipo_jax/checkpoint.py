@@ -7,6 +7,10 @@ keys are functions of seed and step and need no saving. Knows nothing of what th
 A checkpoint is a folder named by its step. It is written under a temporary name and renamed when
 everything is on disk, so a folder with a plain number is whole: a process killed while it saves
 leaves a temporary folder, which is never read and which the next `Checkpoints` on it removes.
+
+Beside the host state stand checksums of it and of every array. They are computed on the devices
+from the bits of the arrays, before the save and after a restore, so they hold on any mesh and see
+what went wrong anywhere between: on its way to the disk, there, or on its way back.
 """
 
 from __future__ import annotations
@@ -14,11 +18,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jaxtyping import UInt32
 
 State = TypeVar("State")
 
@@ -78,16 +86,17 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host_state)
+                    state=ocp.args.StandardSave(state),
+                    host=ocp.args.JsonSave(_sealed(host_state, _checksums(state))),
                 ),
             )
 
     def restore_latest(self, abstract_state: State) -> tuple[State, dict[str, Any]] | None:
         """The newest state and host state; None if there is no checkpoint.
 
-        A checkpoint that can't be read (a file lost or cut off by a full disk or a copy) is passed
-        over for the one before it, with a warning, and renamed `N.damaged` so that step N can be
-        saved anew.
+        A checkpoint that can't be read (a file lost or cut off by a full disk or a copy) or does
+        not match its checksums is passed over for the one before it, with a warning, and renamed
+        `N.damaged` so that step N can be saved anew.
 
         Args:
           abstract_state: tree of `jax.ShapeDtypeStruct` with shardings, as from
@@ -115,11 +124,13 @@ class Checkpoints:
                         host=ocp.args.JsonRestore(),
                     ),
                 )
+                host_state, checksums = _unsealed(restored.host)
+                _check_bits(restored.state, checksums)
             except Exception as error:
                 unreadable[step] = _first_line(error)
                 continue
             self._set_aside(unreadable)
-            return restored.state, restored.host
+            return restored.state, host_state
         if unreadable:
             raise RuntimeError(
                 f"no checkpoint in {self._folder} can be read: {unreadable}. Put back a good copy, "
@@ -161,7 +172,10 @@ def restore_params(
     Args:
       abstract_params: tree of `jax.ShapeDtypeStruct` with shardings.
       step: which one; None for the newest.
-    Raises: ValueError if there is no such checkpoint, or it is of another architecture.
+
+    Raises:
+      ValueError: there is no such checkpoint, or it is of another architecture.
+      DamagedError: the parameters do not match their checksums.
     """
     folder = Path(folder).absolute()
     steps = sorted(_steps(folder))
@@ -184,6 +198,9 @@ def restore_params(
                 partial_restore=True,
             ),
         )
+    _, checksums = _unsealed(json.loads((folder / str(step) / "host" / "metadata").read_text()))
+    saved_sums = {name: x for name, x in checksums.items() if name.startswith("params/")}
+    _check_bits(restored, saved_sums)
     return restored["params"], step
 
 
@@ -195,7 +212,7 @@ def _steps(folder: Path) -> list[int]:
     return ocp.utils.checkpoint_steps(folder) if folder.exists() else []
 
 
-def _has_leftovers(folder: epath.Path) -> bool:
+def _has_leftovers(folder: Path) -> bool:
     """Something beside whole checkpoints, such as what a process that was killed left behind."""
     return folder.exists() and any(not path.name.isdigit() for path in folder.iterdir())
 
@@ -221,6 +238,72 @@ def _check_shapes(saved: Shapes, wanted: Shapes, folder: Path) -> None:
                 f"{_describe(saved.get(name))} there and {_describe(wanted.get(name))} here. Give "
                 "the run the model that it was started with, or an empty folder."
             )
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """Path of each array in the state to the checksum of its bits."""
+    sums = jax.device_get(_bit_sums(tree))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(x)
+        for path, x in jax.tree_util.tree_flatten_with_path(sums)[0]
+    }
+
+
+@jax.jit
+def _bit_sums(tree: Any) -> Any:
+    """The tree with a checksum in the place of each array: the sum, modulo 2^32, of a hash of each
+    element's bits and place.
+
+    The hash is a bijection of the bits, so a change of one element always changes the sum; several
+    changes cancel with a chance of 2^-32. Sums of whole numbers don't depend on their order, and
+    so not on the mesh. The array is read once, and no second one is made.
+    """
+
+    def bit_sum(x: jax.Array) -> UInt32[jax.Array, ""]:
+        width = np.dtype(x.dtype).itemsize * 8
+        bits = jax.lax.bitcast_convert_type(x, f"uint{width}").astype(jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(
+                jnp.uint32, x.shape, axis
+            )
+        # The finaliser of MurmurHash3.
+        h = bits ^ (place * jnp.uint32(0x9E3779B1))
+        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+        return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
+
+    return jax.tree.map(bit_sum, tree)
+
+
+class DamagedError(RuntimeError):
+    """What was read is not what was saved."""
+
+
+def _check_bits(tree: Any, saved: dict[str, int]) -> None:
+    differing = [name for name, found in _checksums(tree).items() if saved.get(name) != found]
+    if differing:
+        raise DamagedError(f"{differing[0]} is not what was saved: its checksum differs")
+
+
+def _sealed(host_state: dict[str, Any], checksums: dict[str, int]) -> dict[str, Any]:
+    """What is stored beside the arrays: the host state and all checksums, its own included."""
+    return {
+        "state": host_state,
+        "array_checksums": checksums,
+        "checksum": _text_checksum(host_state, checksums),
+    }
+
+
+def _unsealed(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    host_state, checksums = record["state"], record["array_checksums"]
+    if record["checksum"] != _text_checksum(host_state, checksums):
+        raise DamagedError("the host state is not what was saved: its checksum differs")
+    return host_state, checksums
+
+
+def _text_checksum(*parts: Any) -> int:
+    return zlib.crc32(json.dumps(parts, sort_keys=True).encode())
 
 
 def _describe(array: tuple[tuple[int, ...], str] | None) -> str:

@@ -1,6 +1,6 @@
 """`cipo`: the command line.
 
-cipo train CONFIG [--run-dir DIR] [--any.field value ...]
+cipo train CONFIG [--run-dir DIR [--allow-changes]] [--any.field value ...]
 cipo regrade RUN
 cipo verify-serve [--host HOST] [--port PORT] [--workers N]
 """
@@ -57,6 +57,12 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, as in configs/")
     parser.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="go on with the run in --run-dir although its configuration or its problems were "
+        "others; the changes are kept in its changes.jsonl",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this, and the config's fields")
     parser.set_defaults(run=_train, parser=parser)
 
@@ -68,12 +74,16 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
             configfile.print_fields(configfile.load(parsed.config, rest))
         return 0 if parsed.help else 2
     cfg = configfile.load(parsed.config, rest)
+    if parsed.allow_changes and parsed.run_dir is None:
+        raise ValueError(
+            "--allow-changes goes on with a certain run: name its folder by --run-dir."
+        )
     folder = parsed.run_dir or run_folder.find(cfg)
     print(f"run folder: {folder}", flush=True)
     # Imported late: --help and a config's errors need no accelerator.
     from cipo_jax.loop import train
 
-    train(cfg, folder)
+    train(cfg, folder, allow_changes=parsed.allow_changes)
     return 0
 
 

@@ -101,10 +101,15 @@ class RunState:
         return {"method": self.host.to_json(), "cursor": self.stream.state()}
 
 
-def train(cfg: Config, folder: Path) -> None:
+def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
     """Train as the configuration says, in `folder`; goes on where a run in it was cut off.
 
-    Ctrl-C or SIGTERM: the step is finished and saved, and the function returns.
+    Ctrl-C or SIGTERM: the step or the evaluation that is under way is finished, the state is saved,
+    and the function returns.
+
+    Args:
+      allow_changes: go on also where the configuration or the problems are not those that the run
+        was started with; see `run_folder`.
 
     Raises:
       ValueError: something in the configuration, the model or the data does not fit; says what.
@@ -116,18 +121,19 @@ def train(cfg: Config, folder: Path) -> None:
             f"There are {jax.process_count()} processes, and a run is one so far: start it on one "
             "host, on all devices of that host."
         )
-    run_folder.open_folder(folder, cfg)
+    run_folder.open_folder(folder, cfg, allow_changes=allow_changes)
     mesh = make_mesh(cfg.mesh)
     check_divisible(cfg, mesh)
     with contextlib.ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt().watching())
         tasks = load_tasks(cfg.tasks)
+        run_folder.check_problems(folder, tasks, allow_changes=allow_changes)
         judge = open_judge(cfg.verify, (p.reference for p in (*tasks.train, *tasks.held_out)))
         stack.callback(judge.close)
         checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint.keep)
         stack.callback(checkpoints.close)
-        setup, state = _set_up(cfg, mesh, tasks, judge, checkpoints)
-        first = int(state.train.step) // cfg.train.updates_per_step
+        setup, state = _set_up(cfg, mesh, tasks, judge, checkpoints, allow_changes=allow_changes)
+        first = checkpoints.latest_step() or 0
         log = stack.enter_context(
             RunLog(folder, cfg.log, first_step=first, num_steps=cfg.train.steps)
         )
@@ -138,6 +144,8 @@ def train(cfg: Config, folder: Path) -> None:
             # Also what a run that was cut off after its checkpoint left out.
             if done == 0 or (cfg.evaluation.every and done % cfg.evaluation.every == 0):
                 _evaluate(setup, state, done, folder, log)
+                if interrupt.requested:
+                    break
             state = _step(setup, state, done, log)
             done += 1
             if done % cfg.checkpoint.every == 0 or done == cfg.train.steps:
@@ -153,7 +161,13 @@ def train(cfg: Config, folder: Path) -> None:
 
 
 def _set_up(
-    cfg: Config, mesh: Mesh, tasks: Tasks, judge: Judge, checkpoints: Checkpoints
+    cfg: Config,
+    mesh: Mesh,
+    tasks: Tasks,
+    judge: Judge,
+    checkpoints: Checkpoints,
+    *,
+    allow_changes: bool,
 ) -> tuple[Setup, RunState]:
     """Load everything, and restore what a run in this folder has saved."""
     tokenizer = load_tokenizer(cfg.model)
@@ -190,7 +204,12 @@ def _set_up(
         train_state = init_state(trainable, cfg, mesh)
         return setup, RunState(train=train_state, host=HostState.initial(cfg), stream=stream)
     train_state, saved = restored
-    stream.restore(saved["cursor"])
+    try:
+        stream.restore(saved["cursor"])
+    except ValueError:
+        if not allow_changes:
+            raise
+        # Of other problems or other batches there is no place to go on from: the order starts anew.
     host = HostState.from_json(saved["method"])
     return setup, RunState(train=train_state, host=host, stream=stream)
 

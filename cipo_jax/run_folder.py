@@ -1,6 +1,8 @@
 """Where a run lives, and whether it may go on there.
 
 config.yaml        the resolved configuration; it can be run again
+problems.json      how many problems there are, and a hash of all they hold
+changes.jsonl      what was changed between parts of the run, if changes were allowed
 metrics.jsonl      one line a step
 evaluations.json   held-out results before, during and after
 rollouts/          what was sampled and how it was judged, parquet
@@ -12,18 +14,27 @@ environment.json   versions, devices, commit
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cipo_jax import configfile
 from cipo_jax.config import Config
+from cipo_jax.tasks.problem import Problem, Tasks
+from cipo_jax.verify import wire
+
+Change = tuple[str, Any, Any]
+"""What changed, as it was in the folder, as it is now."""
 
 HARMLESS = ("checkpoint.", "log.", "verify.workers", "evaluation.every")
 """Fields that may change when a run goes on: the steps to come stay those of the unbroken run."""
 
 
 class ChangedConfigError(ValueError):
-    """The folder holds a run of another configuration."""
+    """The folder holds a run of another configuration or of other problems."""
 
 
 def find(cfg: Config, root: Path = Path("runs")) -> Path:
@@ -40,22 +51,39 @@ def find(cfg: Config, root: Path = Path("runs")) -> Path:
         number += 1
 
 
-def open_folder(folder: Path, cfg: Config) -> None:
+def open_folder(folder: Path, cfg: Config, *, allow_changes: bool = False) -> None:
     """Make the folder, or check that the run in it is this one, and write the configuration there.
 
+    Args:
+      allow_changes: go on with the new configuration; what changed is kept in changes.jsonl.
     Raises: ChangedConfigError that names each field whose change would make the rest of the run
       another than the one that was started.
     """
     changes = breaking_changes(folder, cfg) if has_started(folder) else []
-    if changes:
-        raise ChangedConfigError(
-            f"{folder} holds a run of another configuration, and going on would mix the two. "
-            "Changed: "
-            + "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in changes)
-            + ". Give another --run-dir, or run its own config.yaml."
-        )
+    _admit(folder, changes, "a run of another configuration", allow_changes=allow_changes)
     folder.mkdir(parents=True, exist_ok=True)
     configfile.dump(cfg, folder / "config.yaml")
+
+
+def check_problems(folder: Path, tasks: Tasks, *, allow_changes: bool = False) -> None:
+    """Check that the run in the folder was started with these very problems, and note them there.
+
+    A data set may change under the same name: a file that was edited, a new revision on the hub, a
+    generator of another version.
+
+    Raises: ChangedConfigError if a problem was added, removed, reordered or changed.
+    """
+    now = {"train": _fingerprint(tasks.train), "held_out": _fingerprint(tasks.held_out)}
+    path = folder / "problems.json"
+    if has_started(folder) and path.exists():
+        before = json.loads(path.read_text())
+        changes = [
+            (f"problems ({name})", before[name], now[name])
+            for name in now
+            if before[name] != now[name]
+        ]
+        _admit(folder, changes, "a run with other problems", allow_changes=allow_changes)
+    path.write_text(json.dumps(now, indent=1) + "\n")
 
 
 def has_started(folder: Path) -> bool:
@@ -70,8 +98,8 @@ def is_finished(folder: Path) -> bool:
     return (folder / "plot.png").exists()
 
 
-def breaking_changes(folder: Path, cfg: Config) -> list[tuple[str, Any, Any]]:
-    """(field, value in the folder, value now) for each difference that is not harmless."""
+def breaking_changes(folder: Path, cfg: Config) -> list[Change]:
+    """Each field that differs from the folder's and is not harmless."""
     before = _flat(dataclasses.asdict(configfile.load(folder / "config.yaml")))
     now = _flat(dataclasses.asdict(cfg))
     # More steps change nothing that comes before, unless the learning rate is planned over them.
@@ -83,6 +111,37 @@ def breaking_changes(folder: Path, cfg: Config) -> list[tuple[str, Any, Any]]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and not name.startswith(harmless)
     ]
+
+
+def _admit(folder: Path, changes: Sequence[Change], what: str, *, allow_changes: bool) -> None:
+    """Refuse the changes, or note them in the folder."""
+    if not changes:
+        return
+    if not allow_changes:
+        raise ChangedConfigError(
+            f"{folder} holds {what}, and going on would mix the two. Changed: "
+            + "; ".join(f"{name} was {old!r}, is {new!r}" for name, old, new in changes)
+            + ". Give another --run-dir, or run the folder's own config.yaml, or say "
+            "--allow-changes to go on with what is new from the last checkpoint."
+        )
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    steps = [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+    with (folder / "changes.jsonl").open("a") as file:
+        for name, old, new in changes:
+            record = {
+                "time": time, "after_step": max(steps, default=0),
+                "field": name, "was": old, "is": new,
+            }  # fmt: skip
+            file.write(json.dumps(record) + "\n")
+
+
+def _fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for problem in problems:
+        fields = (problem.id, problem.question, problem.answer_format)
+        record = [*fields, wire.encode_reference(problem.reference)]
+        digest.update(json.dumps(record).encode() + b"\n")
+    return {"count": len(problems), "sha256": digest.hexdigest()}
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 from batches import random_batch
 
 from cipo_jax import config
-from cipo_jax.checkpoint import Checkpoints, restore_params
+from cipo_jax.checkpoint import Checkpoints, DamagedError, _checksums, restore_params
 from cipo_jax.config import Config
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import abstract, init
@@ -163,6 +163,28 @@ def cut_off(step: Path):
     os.truncate(largest_file(step), largest_file(step).stat().st_size // 2)
 
 
+def other_arrays(step: Path):
+    """Whole files with other numbers, as after a copy that mixed two checkpoints up."""
+    shutil.rmtree(step / "state")
+    shutil.copytree(step.parent / "1" / "state", step / "state")
+
+
+def flip_bit(path: Path, offset: int, bit: int = 3):
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ (1 << bit)]))
+
+
+def another_number(step: Path):
+    """JSON that still parses, with one digit changed."""
+    path = step / "host" / "metadata"
+    text = path.read_text()
+    assert text.count('"epoch": 1') == 1
+    path.write_text(text.replace('"epoch": 1', '"epoch": 3'))
+
+
 DAMAGES = {
     "empty folder": lambda step: (shutil.rmtree(step), step.mkdir()),
     "no arrays": lambda step: shutil.rmtree(step / "state"),
@@ -170,6 +192,11 @@ DAMAGES = {
     "no tree": lambda step: (step / "state" / "_METADATA").unlink(),
     "array cut off": cut_off,
     "host state cut off": lambda step: os.truncate(step / "host" / "metadata", 3),
+    "bit of an array": lambda step: flip_bit(
+        largest_file(step / "state"), largest_file(step / "state").stat().st_size // 2
+    ),
+    "other arrays": other_arrays,
+    "digit of the host state": another_number,
 }
 
 
@@ -188,6 +215,57 @@ def test_damaged_checkpoint_is_passed_over(folder, damage):
     _, host = checkpoints.restore_latest(target())
     assert host["step"] == 22
     checkpoints.close()
+
+
+def test_no_flipped_bit_is_restored(folder):
+    """Wherever it falls in the file of the arrays: the checkpoint is passed over, or the bit is one
+    that no array depends on."""
+    saved(folder, steps=(1, 2))
+    path, expected = largest_file(folder / "2" / "state"), random_state(mesh_of(1, 1, 1), seed=2)
+    pristine, passed_over = path.read_bytes(), 0
+    for place in np.random.default_rng(0).integers(0, len(pristine), 12):
+        flip_bit(path, int(place), bit=int(place) % 8)
+        checkpoints = Checkpoints(folder, keep=2)
+        state, host = checkpoints.restore_latest(target())
+        checkpoints.close()
+        if host["step"] == 1:
+            passed_over += 1
+            (folder / "2.damaged").rename(folder / "2")
+        else:
+            assert_equal(state, expected)
+        path.write_bytes(pristine)
+    assert passed_over >= 10
+
+
+def test_parameters_alone_are_checked_too(folder):
+    saved(folder, steps=(1, 2))
+    restore_params(folder, target().params)
+    other_arrays(folder / "2")
+    with pytest.raises(DamagedError, match=r"params/.* is not what was saved"):
+        restore_params(folder, target().params)
+
+
+def test_a_checksum_is_of_bits_and_of_their_places():
+    x = jnp.arange(24.0).reshape(2, 3, 4)
+
+    def sums(*arrays):
+        return list(_checksums(list(arrays)).values())
+
+    one, same = sums(x, x + 0)
+    assert one == same
+    mesh = jax.sharding.NamedSharding(mesh_of(2, 1, 1), jax.sharding.PartitionSpec("data"))
+    assert sums(jax.device_put(x, mesh)) == [one]
+    nan = x.at[0, 0, 0].set(jnp.nan)
+    others = sums(
+        x.at[1, 2, 3].add(1e-5),
+        -x,
+        x[:, ::-1],
+        x.at[0, 0, 0].set(-0.0),
+        nan,
+        x.astype(jnp.bfloat16),
+    )
+    assert len({one, *others}) == 7
+    assert sums(nan) == [others[4]]
 
 
 def test_all_damaged_is_an_error_and_nothing_is_moved(folder):

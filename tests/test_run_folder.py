@@ -1,5 +1,6 @@
 """Where a run may live, and the table that it ends with."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from cipo_jax import configfile, run_folder
 from cipo_jax.config import AdamW, Config
 from cipo_jax.evaluate.measures import correction_measures, mean_with_interval
 from cipo_jax.report.comparison import comparison, print_comparison
+from cipo_jax.tasks.problem import Problem, Tasks
+from cipo_jax.verify.verdict import NumberReference
 
 
 def start(folder: Path, cfg: Config) -> None:
@@ -73,6 +76,53 @@ def test_a_start_that_failed_does_not_claim_the_folder(tmp_path: Path) -> None:
     mended = replace(SMOKE, prompts=replace(SMOKE.prompts, max_prompt_tokens=128))
     run_folder.open_folder(tmp_path, mended)
     assert configfile.load(tmp_path / "config.yaml") == mended
+
+
+def problems(*answers: int) -> tuple[Problem, ...]:
+    return tuple(
+        Problem(
+            id=f"p{i}", question=f"Question {i}?", answer_format="A number.",
+            reference=NumberReference(answer=str(answer)),
+        )
+        for i, answer in enumerate(answers)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "train", [(1, 2, 4), (1, 2), (1, 2, 3, 4), (2, 1, 3)],
+    ids=["an answer", "one less", "one more", "order"],
+)  # fmt: skip
+def test_other_problems_under_the_same_name_are_refused(tmp_path: Path, train: tuple) -> None:
+    same = Tasks(train=problems(1, 2, 3), held_out=problems(9))
+    run_folder.open_folder(tmp_path, SMOKE)
+    run_folder.check_problems(tmp_path, same)
+    (tmp_path / "evaluations.json").write_text("[]")
+    run_folder.check_problems(tmp_path, same)
+    changed = Tasks(train=problems(*train), held_out=problems(9))
+    with pytest.raises(run_folder.ChangedConfigError, match=r"problems \(train\) was .*sha256"):
+        run_folder.check_problems(tmp_path, changed)
+    held_out = Tasks(train=same.train, held_out=problems(8))
+    with pytest.raises(run_folder.ChangedConfigError, match=r"problems \(held_out\) was"):
+        run_folder.check_problems(tmp_path, held_out)
+
+
+def test_changes_that_are_allowed_are_kept(tmp_path: Path) -> None:
+    start(tmp_path, SMOKE)
+    run_folder.check_problems(tmp_path, Tasks(train=problems(1), held_out=()))
+    (tmp_path / "checkpoints" / "6").mkdir(parents=True)
+    changed = replace(SMOKE, sampling=replace(SMOKE.sampling, temperature=0.5))
+    run_folder.open_folder(tmp_path, changed, allow_changes=True)
+    tasks = Tasks(train=problems(2), held_out=())
+    run_folder.check_problems(tmp_path, tasks, allow_changes=True)
+    lines = [json.loads(line) for line in (tmp_path / "changes.jsonl").read_text().splitlines()]
+    assert [line["field"] for line in lines] == ["sampling.temperature", "problems (train)"]
+    assert [line["after_step"] for line in lines] == [6, 6]
+    assert (lines[0]["was"], lines[0]["is"]) == (1.0, 0.5)
+    # They are the run's own from then on.
+    run_folder.open_folder(tmp_path, changed)
+    run_folder.check_problems(tmp_path, tasks)
+    with pytest.raises(run_folder.ChangedConfigError, match=r"temperature was 0.5, is 1.0"):
+        run_folder.open_folder(tmp_path, SMOKE)
 
 
 def evaluation(step: int, num_right: list[int]) -> dict:
