@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posix
 import select
 import signal
 import socket
@@ -16,7 +17,15 @@ import time
 from typing import Any, NoReturn
 
 from cipo_jax.verify import protocol
-from cipo_jax.verify.sandbox import kernel, landlock, lockdown, namespaces, programs, seccomp
+from cipo_jax.verify.sandbox import (
+    kernel,
+    landlock,
+    lockdown,
+    namespaces,
+    preload,
+    programs,
+    seccomp,
+)
 from cipo_jax.verify.sandbox.layers import Isolation
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -26,7 +35,7 @@ LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr
 
 def serve(
     connection: socket.socket, isolation: Isolation, *, uid: int, readable: list[str],
-    scratch_bytes: int,
+    scratch_bytes: int, hooks: preload.Hooks,
 ) -> NoReturn:  # fmt: skip
     """Builds the walls that stand once for the cell, says so, and runs programs until the trainer
     is gone.
@@ -50,6 +59,12 @@ def serve(
             )
         if isolation.seccomp:
             seccomp.program(kernel.MACHINE, pid=0, strict=isolation.seccomp == "strict")
+        os.register_at_fork = posix.register_at_fork
+        if isolation.level == "none":  # the only one in which a program may fork
+            for each in hooks:
+                os.register_at_fork(**each)
+        # Python ignores it; in a program the kernel shall end what writes more than it may.
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         children = _Children()
         protocol.send(connection, {"ready": True})
     except Exception as error:
@@ -109,7 +124,6 @@ class _Children:
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return pid
 
 

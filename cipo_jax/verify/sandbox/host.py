@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from cipo_jax.verify import protocol
 from cipo_jax.verify.protocol import Exit, Limits
+from cipo_jax.verify.sandbox import preload
 from cipo_jax.verify.sandbox.layers import Isolation
 
 START_S = 120.0
@@ -28,11 +29,6 @@ GRACE_S = 10.0
 """A cell that has not answered this long after its program's wall-clock limit is taken for dead."""
 
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
-_BOOT = (
-    "import sys; fd, kind, trainer = sys.argv[1:4]; own = sys.path[:]; "
-    "sys.path[:0] = sys.argv[4:]; from cipo_jax.verify.sandbox.nursery import main; "
-    "sys.path[:] = own if kind == 'code' else sys.path; main(int(fd), kind, int(trainer))"
-)
 
 
 class SandboxError(Exception):
@@ -94,7 +90,7 @@ class Nursery:
         is_code = self.kind == "code"
         paths = [_PACKAGE_ROOT] if is_code else [path for path in sys.path if path]
         flags = ["-s", "-P", *(["-S"] if is_code else [])]
-        command = [sys.executable, *flags, "-c", _BOOT]
+        command = [sys.executable, *flags, "-c", preload.BOOT]
         command += [str(theirs.fileno()), self.kind, str(os.getpid()), *paths]
         with theirs:
             self._process = subprocess.Popen(
@@ -209,6 +205,8 @@ def _environment() -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUTF8": "1",
+        # Symbols are looked up once here instead of in every program.
+        "LD_BIND_NOW": "1",
         # Without gmpy2, whose big-integer calls can't be interrupted, unless the user asks for it;
         # the verdicts are the same either way.
         "SYMPY_GROUND_TYPES": os.environ.get("SYMPY_GROUND_TYPES", "python"),

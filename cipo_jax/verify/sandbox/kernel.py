@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import struct
 
 MACHINE = platform.machine()
 """`x86_64` or `aarch64`; the sandbox knows no other."""
@@ -30,11 +31,23 @@ MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 32, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.argtypes = [ctypes.c_long, *[ctypes.c_void_p] * 6]
+_libc.syscall.restype = ctypes.c_long
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+_libc.unshare.argtypes = [ctypes.c_int]
+_libc.mount.argtypes = [*[ctypes.c_char_p] * 3, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+
+_CAPABILITY_HEADER = struct.pack("<Ii", 0x20080522, 0)  # version 3, of this thread
 
 
-def syscall(number: int, *args: object) -> int:
-    """A raw system call. `args`: integers, ctypes objects or bytes."""
-    result: int = _libc.syscall(ctypes.c_long(number), *args)
+def syscall(number: int, *args: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
+    """A raw system call; each argument fills its register: an integer, or the address of a buffer.
+
+    Whatever is built here is built for every program that is judged, in memory that its process
+    shares with the cell until something writes to it: hence plain bytes, and no ctypes objects.
+    """
+    result: int = _libc.syscall(number, *args, *[None] * (6 - len(args)))
     return _checked(result)
 
 
@@ -47,13 +60,12 @@ def number(name: str) -> int:
 
 def prctl(option: int, argument: int) -> None:
     """`prctl(option, argument, 0, 0, 0)`."""
-    zero = ctypes.c_ulong(0)
-    _checked(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(argument), zero, zero, zero))
+    _checked(_libc.prctl(option, argument, 0, 0, 0))
 
 
 def unshare(flags: int) -> None:
     """New namespaces for this process (for its next child, in the case of CLONE_NEWPID)."""
-    _checked(_libc.unshare(ctypes.c_int(flags)))
+    _checked(_libc.unshare(flags))
 
 
 def mount(source: str, target: str, kind: str | None, flags: int, data: str = "") -> None:
@@ -63,7 +75,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
             os.fsencode(source),
             os.fsencode(target),
             kind.encode() if kind else None,
-            ctypes.c_ulong(flags),
+            flags,
             data.encode() if data else None,
         )
     )
@@ -71,7 +83,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
 
 def umount(target: str) -> None:
     """Detaches a mount, with everything below it."""
-    _checked(_libc.umount2(os.fsencode(target), ctypes.c_int(MNT_DETACH)))
+    _checked(_libc.umount2(os.fsencode(target), MNT_DETACH))
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
@@ -81,9 +93,7 @@ def pivot_root(new_root: str, put_old: str) -> None:
 
 def drop_capabilities() -> None:
     """Empties the effective, permitted and inheritable sets of this thread."""
-    version_3 = 0x20080522
-    header = (ctypes.c_uint32 * 2)(version_3, 0)
-    syscall(number("capset"), header, (ctypes.c_uint32 * 6)())
+    syscall(number("capset"), _CAPABILITY_HEADER, bytes(24))
 
 
 def _checked(result: int) -> int:

@@ -6,7 +6,6 @@ It governs opening, making and removing files, TCP (ABI 4) and signals to proces
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 import struct
@@ -26,8 +25,8 @@ def abi() -> int:
         return kernel.syscall(
             kernel.LANDLOCK_CREATE_RULESET,
             None,
-            ctypes.c_size_t(0),
-            ctypes.c_uint32(_CREATE_RULESET_VERSION),
+            0,
+            _CREATE_RULESET_VERSION,
         )
     except OSError:
         return 0
@@ -48,9 +47,7 @@ def ruleset(*, readable: Iterable[str], devices: Iterable[str], scratch: str) ->
     scopes = 0b11 if version >= 6 else 0
     attributes = struct.pack("<QQQ", handled, tcp, scopes)
     size = 24 if version >= 6 else 16 if version >= 4 else 8
-    rules = kernel.syscall(
-        kernel.LANDLOCK_CREATE_RULESET, attributes, ctypes.c_size_t(size), ctypes.c_uint32(0)
-    )
+    rules = kernel.syscall(kernel.LANDLOCK_CREATE_RULESET, attributes, size, 0)
     for path in readable:
         _allow(rules, path, _READ_FILE | _READ_DIR)
     for path in devices:
@@ -62,7 +59,7 @@ def ruleset(*, readable: Iterable[str], devices: Iterable[str], scratch: str) ->
 
 def restrict(rules: int) -> None:
     """Puts this thread and what it starts under the ruleset, for good. Needs no_new_privs."""
-    kernel.syscall(kernel.LANDLOCK_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
+    kernel.syscall(kernel.LANDLOCK_RESTRICT_SELF, rules, 0)
 
 
 def _allow(rules: int, path: str, rights: int) -> None:
@@ -75,10 +72,10 @@ def _allow(rules: int, path: str, rights: int) -> None:
             rights &= _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
         kernel.syscall(
             kernel.LANDLOCK_ADD_RULE,
-            ctypes.c_int(rules),
-            ctypes.c_int(_RULE_PATH_BENEATH),
+            rules,
+            _RULE_PATH_BENEATH,
             struct.pack("<Qi", rights, target),
-            ctypes.c_uint32(0),
+            0,
         )
     finally:
         os.close(target)

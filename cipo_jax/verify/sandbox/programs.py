@@ -11,8 +11,6 @@ import builtins
 import contextlib
 import json
 import os
-import random
-import signal
 import sys
 import threading
 import traceback
@@ -37,11 +35,8 @@ def run(program: str) -> NoReturn:
     never used; they now stand on the program's descriptors.
     """
     code = EXCEPTION
-    # Python ignores it; here the kernel shall end a program that writes more than it may.
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
         sys.argv = ["solution.py"]
-        random.seed(0)
         orders = json.loads(protocol.content(protocol.PAYLOAD, 2**30))
         code = PROGRAMS[program](orders)
     except MemoryError:
@@ -69,7 +64,8 @@ def _stdio(orders: dict[str, Any]) -> int:
     except _Unparsable:
         return SYNTAX
     # As the interpreter ends a script: its threads, then what it registered.
-    threading._shutdown()  # type: ignore[attr-defined]
+    if threading.active_count() > 1:
+        threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     return code
 

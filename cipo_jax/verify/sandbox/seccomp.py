@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import itertools
 import struct
 
 from cipo_jax.verify.sandbox import kernel
@@ -144,20 +143,28 @@ def _template(machine: str, strict: bool) -> bytes:
         "fcntl": [*_argument_in(1, _FCNTLS), allow, refuse],
         "newfstatat": empty_path_only if strict else [allow],
     }
-    rules = sorted((number, bodies[name]) for name, number in numbers.items())
-    return b"".join(start + _search(rules, refuse))
+    fates = {number: bodies[name] for name, number in numbers.items()}
+    # Neighbours of one fate are one interval, named by the number that it starts with.
+    intervals = [(0, fates.get(0, [refuse]))]
+    for number in range(1, max(fates) + 2):
+        fate = fates.get(number, [refuse])
+        if fate != intervals[-1][1]:
+            intervals.append((number, fate))
+    return b"".join(start + _search(intervals))
 
 
-def _search(rules: list[tuple[int, list[bytes]]], otherwise: bytes) -> list[bytes]:
-    """A binary search for the number: the kernel walks the filter once for every call there is when
-    it is installed, and a plain list of comparisons would cost more than the program's fork.
+def _search(intervals: list[tuple[int, list[bytes]]]) -> list[bytes]:
+    """A binary search for the number's interval: the kernel compiles the filter, and walks it once
+    for every call there is, each time it is installed, so that a plain list of comparisons would
+    cost more than the program's fork.
     """
-    if len(rules) <= 3:
-        chain = [[_op(_EQUAL, number, 0, len(body)), *body] for number, body in rules]
-        return [*itertools.chain(*chain), otherwise]
-    middle = len(rules) // 2
-    low, high = _search(rules[:middle], otherwise), _search(rules[middle:], otherwise)
-    return [_op(_AT_LEAST, rules[middle][0], 0, 1), _op(_JUMP, len(low)), *low, *high]
+    if len(intervals) == 1:
+        return intervals[0][1]
+    middle = len(intervals) // 2
+    low, high = _search(intervals[:middle]), _search(intervals[middle:])
+    if len(low) < 256:
+        return [_op(_AT_LEAST, intervals[middle][0], len(low), 0), *low, *high]
+    return [_op(_AT_LEAST, intervals[middle][0], 0, 1), _op(_JUMP, len(low)), *low, *high]
 
 
 def install(code: bytes) -> None:
@@ -165,12 +172,15 @@ def install(code: bytes) -> None:
 
     Raises: OSError where the kernel has no seccomp filters.
     """
-    buffer = ctypes.create_string_buffer(code, len(code))
-    fprog = struct.pack("@HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     set_mode_filter, no_flags = 1, 0
-    kernel.syscall(
-        kernel.number("seccomp"), ctypes.c_uint(set_mode_filter), ctypes.c_uint(no_flags), fprog
-    )
+    program = _Program(len(code) // 8, code)
+    kernel.syscall(kernel.number("seccomp"), set_mode_filter, no_flags, ctypes.addressof(program))
+
+
+class _Program(ctypes.Structure):
+    """`struct sock_fprog`."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -1,0 +1,96 @@
+"""What a nursery imports before it forks, so that no program pays for it.
+
+Most of what a program costs is its fork: a copy of the page tables of all this, and of every page
+that either side then writes to. So what few programs import is left to them where they can read the
+standard library, and what is loaded is left quiet.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import logging
+import random
+import site
+from collections.abc import Callable
+from typing import Any
+
+from cipo_jax.verify import answer
+from cipo_jax.verify.verdict import MathReference
+
+_COMMON = """
+abc array ast bisect cmath collections collections.abc contextlib copy copyreg ctypes dataclasses
+datetime decimal enum fractions functools gc heapq inspect io itertools json json.decoder
+json.encoder keyword linecache locale math numbers operator os pathlib queue random re reprlib
+resource select selectors signal socket stat statistics string struct subprocess sys textwrap
+threading time token tokenize traceback types typing warnings weakref
+"""
+_REST = """
+argparse base64 binascii bz2 calendar cmd codecs colorsys concurrent.futures
+concurrent.futures.thread contextvars cProfile csv difflib dis doctest encodings.ascii
+encodings.cp1252 encodings.idna encodings.latin_1 encodings.utf_16 encodings.utf_32 fileinput
+fnmatch getopt getpass glob graphlib gzip hashlib hmac html html.parser lzma multiprocessing
+multiprocessing.pool opcode optparse pickle platform pprint profile pstats sched secrets shlex
+shutil sre_compile sre_constants sre_parse stringprep _strptime tempfile timeit trace unicodedata
+unittest unittest.mock urllib.parse uuid xml.etree.ElementTree zlib zoneinfo asyncio
+"""
+
+Hooks = list[dict[str, Callable[[], Any]]]
+"""Arguments of calls of `os.register_at_fork`."""
+
+BOOT = """
+import os, sys
+# What modules want to do in every forked process is kept aside: new locks and a new random seed,
+# which a process without threads and with a fixed seed needs not, are a tenth of a program's cost.
+hooks = []
+os.register_at_fork = lambda **each: hooks.append(each)
+descriptor, kind, trainer = sys.argv[1:4]
+own = sys.path[:]
+sys.path[:0] = sys.argv[4:]
+from cipo_jax.verify.sandbox.nursery import main
+if kind == "code":
+    sys.path[:] = own
+main(int(descriptor), kind, int(trainer), hooks)
+"""
+"""The program of a nursery; arguments: a descriptor, its kind, the trainer's process id, paths."""
+
+
+def load(kind: str) -> None:
+    """What nearly every program of this kind of nursery needs."""
+    _import(_COMMON)
+    if kind == "math":
+        # Parsers build their tables, and sympy imports its parts, on first use.
+        for text in (
+            "\\boxed{\\frac{1}{2}}",
+            "\\boxed{x^2+1}",
+            "\\boxed{(1, 2]}",
+            "\\boxed{\\sqrt{3}}",
+        ):
+            answer.judge(text, MathReference(answers=("\\frac{2}{3}", "\\{1, 2\\}")))
+    # `exit` and `quit`, which scripts expect and which an interpreter without site lacks.
+    site.setquit()
+    _settle()
+
+
+def load_rest() -> None:
+    """The rest of what programs may import, for isolations in which they can't read the standard
+    library: strict seccomp, and user ids that may not enter the folder of the interpreter.
+    """
+    _import(_REST)
+    _settle()
+
+
+def _import(names: str) -> None:
+    for name in names.split():
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue  # an interpreter built without it; programs can't have it either
+
+
+def _settle() -> None:
+    """Leaves the process as programs shall find it."""
+    random.seed(0)
+    logging._handlerList.clear()  # type: ignore[attr-defined]  # nothing to shut down at exit
+    gc.collect()
+    gc.freeze()
