@@ -32,7 +32,7 @@ from cipo_jax.report.comparison import print_comparison
 from cipo_jax.report.plot import plot
 from cipo_jax.rollout import Engine
 from cipo_jax.rollout_rows import rollout_rows
-from cipo_jax.sharding import make_mesh
+from cipo_jax.sharding import make_mesh, num_row_shards
 from cipo_jax.tasks import load as load_tasks
 from cipo_jax.tasks.problem import Problem, Tasks
 from cipo_jax.tokenizer import eos_ids, load_tokenizer
@@ -187,6 +187,7 @@ def _set_up(
         cfg=cfg,
         engine=Engine(
             arch=arch,
+            mesh=mesh,
             eos_ids=eos_ids(cfg.model, tokenizer),
             renderer=renderer,
             judge=judge,
@@ -257,7 +258,7 @@ def _step(setup: Setup, state: RunState, step: int, log: RunLog) -> RunState:
 
 def check_divisible(cfg: Config, mesh: Mesh) -> None:
     """Raises ValueError if the batch does not divide over the devices."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = num_row_shards(mesh)
     rows = cfg.train.rows_per_microbatch
     if rows % shards:
         raise ValueError(

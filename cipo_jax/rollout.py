@@ -6,13 +6,15 @@ nothing of the method: not which stream it serves, nor what the completions are 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float32
 
 from cipo_jax.model.presets import Architecture
@@ -20,6 +22,7 @@ from cipo_jax.model.transformer import Params
 from cipo_jax.prompts import Renderer, pad_prompts
 from cipo_jax.records import Rollouts
 from cipo_jax.sampler import sample
+from cipo_jax.sharding import ACTIVATION_RULES, distributed, num_row_shards
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.verify.judge import Judge
 from cipo_jax.verify.verdict import Status, Verdict
@@ -30,6 +33,7 @@ class Engine:
     """All that a rollout needs apart from the weights and the prompts."""
 
     arch: Architecture
+    mesh: Mesh
     eos_ids: tuple[int, ...]
     renderer: Renderer
     judge: Judge
@@ -41,6 +45,7 @@ class Shape:
     """Of one call of the sampler; each distinct shape is one compiled program."""
 
     num_prompts: int
+    """Prompts at once; rounded up to a multiple of what the mesh splits rows into."""
     num_samples: int
     prompt_tokens: int
     new_tokens: int
@@ -116,17 +121,18 @@ def _sample(
         length=shape.prompt_tokens,
         num_prompts=shape.num_prompts,
     )
-    rollouts = sample(
-        params,
-        batch,
-        key,
-        temperature,
-        arch=engine.arch,
-        samples_per_prompt=shape.num_samples,
-        max_new_tokens=shape.new_tokens,
-        eos_ids=engine.eos_ids,
-        compute_dtype=engine.compute_dtype,
-    )
+    with jax.set_mesh(engine.mesh):
+        rollouts = sample(
+            params,
+            distributed(batch, engine.mesh, ACTIVATION_RULES),
+            key,
+            temperature,
+            arch=engine.arch,
+            samples_per_prompt=shape.num_samples,
+            max_new_tokens=shape.new_tokens,
+            eos_ids=engine.eos_ids,
+            compute_dtype=engine.compute_dtype,
+        )
     return jax.tree.map(lambda x: np.asarray(x)[: len(prompted)], jax.device_get(rollouts))
 
 
@@ -151,6 +157,8 @@ def roll_out(
     """
     if not prompted:
         raise ValueError("There is no prompt to sample from.")
+    shards = num_row_shards(engine.mesh)
+    shape = replace(shape, num_prompts=shards * math.ceil(shape.num_prompts / shards))
     sample_s = 0.0
     waves: list[Rollouts] = []
     text: list[list[str]] = []

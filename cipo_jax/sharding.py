@@ -14,14 +14,17 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cipo_jax import config
 from cipo_jax.records import Batch
+
+Record = TypeVar("Record")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 """Dimension letter to the mesh axis or axes it is split over; None says replicated. A letter that
@@ -55,6 +58,12 @@ ACTIVATION_RULES: Rules = {
     "F": "tensor",
     "V": "tensor",
 }
+
+DECODING_RULES: Rules = {**PARAM_RULES, "D": None}
+"""Parameters while tokens are drawn: a step of decoding reads every weight for a handful of rows.
+To gather the pieces along fsdp again for each token would move the whole model over the
+interconnect per token, so each device along data and fsdp holds a copy, in the compute dtype and
+for the length of one call of the sampler. `tensor` is what makes the copy smaller."""
 
 LOOKUP_RULES: Rules = {**ACTIVATION_RULES, "B": "data", "D": "fsdp"}
 """Activations that were just looked up in a table whose D lies over fsdp: each device has its piece
@@ -115,6 +124,32 @@ def batch_shardings(mesh: Mesh) -> Batch:
     return shardings_of(Batch, mesh, ACTIVATION_RULES)
 
 
+def abstract_on(record: Record, mesh: Mesh, rules: Rules) -> Record:
+    """A record of abstract arrays with their shardings: what to restore or to compile for."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        record,
+        shardings_of(record, mesh, rules),
+    )
+
+
+def num_row_shards(mesh: Mesh) -> int:
+    """Into how many pieces the rows of a batch are split: data * fsdp."""
+    return math.prod(mesh.shape[axis] for axis in _axes(ACTIVATION_RULES["B"]))
+
+
+def distributed(record: Record, mesh: Mesh, rules: Rules) -> Record:
+    """A record of host arrays as global arrays on the mesh. Every process has the arrays in whole,
+    and copies from them the pieces of its own devices.
+    """
+
+    def place(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda piece: x[piece])
+
+    return jax.tree.map(place, record, shardings_of(record, mesh, rules))
+
+
 def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> jax.Array:
     """Holds an activation to the rules, under the mesh of `jax.set_mesh`; without one, x.
 
@@ -129,6 +164,28 @@ def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> ja
         return x
     spec = _spec(letters, x.shape, letters, dict(mesh.shape), rules)
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def constrain_record(record: Any, rules: Rules) -> Any:
+    """Holds every array of a record to the rules, as `constrain` does.
+
+    Args:
+      record: of one layer where its letters begin with L, the axis that layers are stacked along.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return record
+    hints = typing.get_type_hints(type(record))
+
+    def held(name: str, value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return constrain_record(value, rules)
+        letters = letters_of(hints[name])
+        if value is None or letters is None:
+            return value
+        return constrain(value, letters.removeprefix("L "), rules)
+
+    fields = dataclasses.fields(record)
+    return type(record)(**{f.name: held(f.name, getattr(record, f.name)) for f in fields})
 
 
 def letters_of(annotation: Any) -> str | None:
@@ -178,6 +235,10 @@ def _shardings(value: Any, annotation: Any, path: str, mesh: Mesh, rules: Rules)
     )
 
 
+def _axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (rule,) if isinstance(rule, str) else rule or ()
+
+
 def _spec(
     letters: str,
     shape: tuple[int, ...] | None,
@@ -197,7 +258,7 @@ def _spec(
                 "rule table; None says that it is replicated."
             )
         rule = rules[letter]
-        axes = (rule,) if isinstance(rule, str) else rule or ()
+        axes = _axes(rule)
         for axis in axes:
             if axis in taken:
                 raise ValueError(

@@ -16,6 +16,7 @@ from cipo_jax.config import (
     Config,
     Correction,
     GeneratedTask,
+    Mesh,
     Prompts,
     RandomModel,
     Sampling,
@@ -27,6 +28,7 @@ from cipo_jax.model.load import load_model
 from cipo_jax.prompts import Renderer
 from cipo_jax.records import Stream
 from cipo_jax.rollout import Engine, Prompted, Shape, roll_out
+from cipo_jax.sharding import make_mesh
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.tokenizer import byte_tokenizer, eos_ids
 from cipo_jax.verify.pool import VerifierPool
@@ -69,6 +71,7 @@ def engine(policy):
     with VerifierPool(Verify(workers=1)) as pool:
         yield Engine(
             arch=policy[1],
+            mesh=make_mesh(Mesh(), jax.devices()[:1]),
             eos_ids=eos_ids(RandomModel(), tokenizer),
             renderer=Renderer(tokenizer, CFG.prompts),
             judge=pool,

@@ -222,6 +222,18 @@ def block(
         return x_BTD + product(hidden_BTF, weights.down), kept
 
 
+def embedded(
+    params: Params, token_BT: Int32[Array, "B T"], compute_dtype: DTypeLike
+) -> Float[Array, "B T D"]:
+    """The stream before the first layer.
+
+    In two steps, so that the table and its gradient stay where they are: asked for rows at once,
+    XLA gathers the table, or builds the stream of all rows on every device.
+    """
+    x_BTD = constrain(params.embed[token_BT], "B T D", LOOKUP_RULES)
+    return constrain(x_BTD.astype(compute_dtype), "B T D")
+
+
 def hidden_states(
     params: Params,
     token_BT: Int32[Array, "B T"],
@@ -248,9 +260,6 @@ def hidden_states(
 
     if remat == "block":
         layer = jax.checkpoint(layer, prevent_cse=False)
-    # In two steps, so that the table and its gradient stay where they are: asked for rows at once,
-    # XLA gathers the table, or builds the stream of all rows on every device.
-    x_BTD = constrain(params.embed[token_BT], "B T D", LOOKUP_RULES)
-    x_BTD = constrain(x_BTD.astype(compute_dtype), "B T D")
+    x_BTD = embedded(params, token_BT, compute_dtype)
     x_BTD, _ = jax.lax.scan(layer, x_BTD, params.blocks)
     return rms_norm(x_BTD, params.final_norm, arch.norm_eps)

@@ -6,18 +6,24 @@ once, `unstack` to take the layers apart, and `complete`, which draws one token 
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
+from cipo_jax.model.cache import PromptCache
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, unstack
 from cipo_jax.records import PromptBatch, Rollouts
 from cipo_jax.sampler.decode import complete
 from cipo_jax.sampler.prefill import read_prompts
+from cipo_jax.sharding import ACTIVATION_RULES, PARAM_RULES, abstract_on
 
-__all__ = ["sample"]
+__all__ = ["lowered", "sample"]
 
 
 def sample(
@@ -68,6 +74,71 @@ def sample(
         max_new_tokens=max_new_tokens,
         eos_ids=eos_ids,
     )
+
+
+def lowered(
+    params: Params,
+    mesh: Mesh,
+    *,
+    num_prompts: int,
+    prompt_tokens: int,
+    samples_per_prompt: int,
+    max_new_tokens: int,
+    arch: Architecture,
+    eos_ids: tuple[int, ...],
+    compute_dtype: DTypeLike,
+) -> dict[str, jax.stages.Lowered]:
+    """The two large programs of `sample` for these shapes, `prefill` and `decode`, to be compiled
+    for devices that need not be there.
+
+    Args:
+      params: `jax.ShapeDtypeStruct`s with shardings of `mesh`.
+      num_prompts: a multiple of what the mesh splits rows into.
+    """
+    dtype = jnp.dtype(compute_dtype)
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def stacked(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((arch.num_layers, *x.shape), x.dtype)
+
+    def one_layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:]))
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
+
+    layers = jax.eval_shape(partial(unstack, dtype=dtype), params.blocks)
+    blocks = abstract_on(jax.tree.map(stacked, layers[0]), mesh, PARAM_RULES)
+    prompts = PromptBatch(ints(num_prompts, prompt_tokens), ints(num_prompts), ints(num_prompts))
+    head = (num_prompts, arch.num_kv_heads)
+    cache = PromptCache(
+        jax.ShapeDtypeStruct((*head, arch.head_dim, prompt_tokens), dtype),
+        jax.ShapeDtypeStruct((*head, prompt_tokens, arch.head_dim), dtype),
+    )
+    prompts = abstract_on(prompts, mesh, ACTIVATION_RULES)
+    cache = abstract_on(cache, mesh, ACTIVATION_RULES)
+    hidden_QD = jax.ShapeDtypeStruct(
+        (num_prompts, arch.model_dim),
+        dtype,
+        sharding=NamedSharding(mesh, PartitionSpec(ACTIVATION_RULES["Q"])),
+    )
+    with jax.set_mesh(mesh):
+        return {
+            "prefill": read_prompts.lower(params, prompts, arch=arch, compute_dtype=dtype),
+            "decode": complete.lower(
+                params,
+                (jax.tree.map(one_layer, blocks),) * arch.num_layers,
+                prompts,
+                (cache,) * arch.num_layers,
+                hidden_QD,
+                jax.eval_shape(jax.random.key, 0),
+                jax.ShapeDtypeStruct((), jnp.float32),
+                arch=arch,
+                samples_per_prompt=samples_per_prompt,
+                max_new_tokens=max_new_tokens,
+                eos_ids=eos_ids,
+            ),
+        }
 
 
 def _check(

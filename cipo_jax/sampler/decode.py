@@ -19,6 +19,7 @@ from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Block, Params, block, rms_norm, rotary_angles
 from cipo_jax.records import PromptBatch, Rollouts
 from cipo_jax.sampler.draw import draw, row_keys
+from cipo_jax.sharding import ACTIVATION_RULES, DECODING_RULES, constrain, constrain_record
 
 _FIRST_SPAN = 128
 """New tokens that the cache has room for at first; the room doubles when it is used up."""
@@ -57,6 +58,9 @@ def complete(
 ) -> Rollouts:
     """The completions; `sample` says what they are.
 
+    Over a mesh, rows lie along data and fsdp and heads along tensor, as everywhere; the weights are
+    gathered once, before the loop (`sharding.DECODING_RULES`).
+
     Args:
       params: for the embedding, the final norm and the head; its blocks are not read.
       layers: the blocks, unstacked, in the compute dtype.
@@ -67,7 +71,9 @@ def complete(
     dtype = hidden_QD.dtype
     # Once, not at every step.
     head = None if params.head is None else params.head.astype(dtype)
-    params = replace(params, embed=params.embed.astype(dtype), head=head)
+    params = replace(params, embed=params.embed.astype(dtype), head=head, blocks=None)  # type: ignore[arg-type]
+    params = constrain_record(params, DECODING_RULES)
+    layers = tuple(constrain_record(weights, DECODING_RULES) for weights in layers)
     # A table: from positions in the loop, XLA computes cosines again at every use.
     angles = rotary_angles(jnp.arange(prompt_length + max_new_tokens), arch)
     key_B = row_keys(key, prompts.key_id_Q, samples_per_prompt)
@@ -76,6 +82,9 @@ def complete(
 
     def record(state: _Decoding, logits_BV: Array) -> _Decoding:
         """One more token per row, drawn from `logits_BV`; rows that have ended stay as they are."""
+        # The split of V over tensor must end here, at the logits: the blocks that `draw` cuts V
+        # into don't respect it, and XLA would gather the head instead, once per token.
+        logits_BV = constrain(constrain(logits_BV, "B V"), "B V", {**ACTIVATION_RULES, "V": None})
         token_B, logprob_B = draw(key_B, state.step, logits_BV, temperature)
         is_open_B = ~state.is_finished_B
         at_step = partial(jax.lax.dynamic_update_index_in_dim, index=state.step, axis=1)
@@ -93,7 +102,7 @@ def complete(
         last = state.step - 1
         token_B = jax.lax.dynamic_index_in_dim(state.token_BC, last, axis=1, keepdims=False)
         cos_B1h, sin_B1h = (table[(prompt_length_B + last)[:, None]] for table in angles)
-        x_B1D = params.embed[token_B][:, None, :]
+        x_B1D = constrain(params.embed[token_B], "B D")[:, None, :]
         caches = []
         for weights, prompt, completion in zip(layers, prompt_caches, state.caches, strict=True):
             attend = partial(_attend, prompt, completion, is_prompt_QP, last)
@@ -116,7 +125,10 @@ def complete(
     logits_QV = logits(params, hidden_QD, arch=arch)
     state = record(state, jnp.repeat(logits_QV, samples_per_prompt, axis=0))
     for span in _spans(max_new_tokens):
-        state = replace(state, caches=tuple(cache.grown(layer, span) for layer in state.caches))
+        caches = (cache.grown(layer, span) for layer in state.caches)
+        state = replace(
+            state, caches=tuple(constrain_record(layer, ACTIVATION_RULES) for layer in caches)
+        )
         state = jax.lax.while_loop(partial(_is_running, span=span), advance, state)
 
     by_prompt = (num_prompts, samples_per_prompt)

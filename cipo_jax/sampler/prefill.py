@@ -13,8 +13,9 @@ from jaxtyping import Float
 from cipo_jax.model.attention import packed_attention
 from cipo_jax.model.cache import PromptCache
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Block, Params, block, rms_norm, rotary_angles
+from cipo_jax.model.transformer import Block, Params, block, embedded, rms_norm, rotary_angles
 from cipo_jax.records import PromptBatch
+from cipo_jax.sharding import ACTIVATION_RULES, constrain, constrain_record
 
 
 @partial(jax.jit, static_argnames=("arch", "compute_dtype"))
@@ -34,13 +35,14 @@ def read_prompts(
 
     def attend(q_QPNH: Array, k_QPKH: Array, v_QPKH: Array) -> tuple[Array, PromptCache]:
         out_QPNH = packed_attention(q_QPNH, k_QPKH, v_QPKH, segment_QP, segment_QP)
-        return out_QPNH, PromptCache(k_QPKH.transpose(0, 2, 3, 1), v_QPKH.swapaxes(1, 2))
+        cache = PromptCache(k_QPKH.transpose(0, 2, 3, 1), v_QPKH.swapaxes(1, 2))
+        return out_QPNH, constrain_record(cache, ACTIVATION_RULES)
 
     def layer(x_QPD: Array, weights: Block) -> tuple[Array, PromptCache]:
         return block(x_QPD, weights, rotary=rotary, attend=attend, arch=arch)
 
-    x_QPD = params.embed[prompts.token_QP].astype(compute_dtype)
+    x_QPD = embedded(params, prompts.token_QP, compute_dtype)
     x_QPD, stacked = jax.lax.scan(layer, x_QPD, params.blocks)
     last_Q11 = (prompts.length_Q - 1)[:, None, None]
     x_QD = jnp.take_along_axis(x_QPD, last_Q11, axis=1)[:, 0]
-    return rms_norm(x_QD, params.final_norm, arch.norm_eps), stacked
+    return constrain(rms_norm(x_QD, params.final_norm, arch.norm_eps), "Q D"), stacked
