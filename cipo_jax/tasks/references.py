@@ -111,7 +111,7 @@ def _asserts(cfg: FileTask | HubTask, row: Row) -> AssertsReference:
     if cfg.function_field:
         function = row.text(cfg.function_field, setting="function_field")
     else:
-        function = _tested_function(tree)
+        function = tested_function(tree)
     if not function.isidentifier():
         raise _malformed(
             cfg,
@@ -126,7 +126,7 @@ def _asserts(cfg: FileTask | HubTask, row: Row) -> AssertsReference:
     return AssertsReference(function=function, tests=tests, prelude=prelude)
 
 
-def _tested_function(tree: ast.Module) -> str:
+def tested_function(tree: ast.Module) -> str:
     """The first function in an assertion that is none of Python's own."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):

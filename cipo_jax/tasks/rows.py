@@ -1,8 +1,9 @@
-"""Rows of a local .jsonl or .parquet file, or of a data set on the Hugging Face hub."""
+"""Rows of a local .jsonl, .json or .parquet file, or of a data set on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import difflib
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ class Row:
     where: str
     fields: dict[str, Any]
 
-    def value(self, field: str, *, setting: str) -> Any:
+    def value(self, field: str, *, setting: str = "") -> Any:
         """What a field holds; dots lead into nested ones (`reward_model.ground_truth`).
 
-        Raises: ValueError that names the row, the field and the setting that asks for it.
+        Raises: ValueError that names the row, the field and the setting that asks for it, if one
+          does.
         """
         if field in self.fields:
             return self.fields[field]
@@ -34,28 +36,32 @@ class Row:
                 near = difflib.get_close_matches(field, self.fields, n=1, cutoff=0.5)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
                 raise ValueError(
-                    f"{self.where}: no field '{field}' (tasks.{setting}).{hint} The row has: "
+                    f"{self.where}: no field '{field}'{_asked_by(setting)}.{hint} The row has: "
                     f"{', '.join(self.fields)}."
                 )
         return value
 
-    def text(self, field: str, *, setting: str) -> str:
+    def text(self, field: str, *, setting: str = "") -> str:
         """A field that must hold text (or a number, taken as it is written), not empty."""
         value = self.value(field, setting=setting)
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = str(value)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(
-                f"{self.where}: field '{field}' (tasks.{setting}) must be text that is not empty, "
-                f"it is {abbreviated(value)}."
+                f"{self.where}: field '{field}'{_asked_by(setting)} must be text that is not "
+                f"empty, it is {abbreviated(value)}."
             )
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{self.where}: field '{field}' (tasks.{setting}) is not valid Unicode ({error})."
+                f"{self.where}: field '{field}'{_asked_by(setting)} is not valid Unicode ({error})."
             ) from error
         return value.strip()
+
+
+def _asked_by(setting: str) -> str:
+    return f" (tasks.{setting})" if setting else ""
 
 
 def abbreviated(value: Any) -> str:
@@ -74,12 +80,26 @@ def file_rows(path: Path, *, setting: str) -> Iterator[Row]:
             f"tasks.{setting}: there is no file {path} (looked for from {Path.cwd()}). A data set "
             "of the hub is named by tasks.kind 'hub' and tasks.dataset."
         )
-    match path.suffix:
-        case ".jsonl":
-            return _jsonl_rows(path)
-        case ".parquet":
-            return _parquet_rows(path, name=str(path))
-    raise ValueError(f"tasks.{setting}: {path} is neither .jsonl nor .parquet; convert it to one.")
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(
+            f"tasks.{setting}: {path} is none of {', '.join(SUFFIXES)}; convert it to one."
+        )
+    return rows_of(path, name=str(path))
+
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".parquet")
+
+
+def rows_of(path: Path, *, name: str) -> Iterator[Row]:
+    """The rows of a file with one of `SUFFIXES`, which `name` names in errors and in `Row.where`.
+
+    A .json file holds one array of objects, or the same as a .jsonl file.
+    """
+    if path.suffix == ".parquet":
+        return _parquet_rows(path, name=name)
+    if path.suffix == ".json" and _begins_an_array(path):
+        return _array_rows(path, name=name)
+    return _jsonl_rows(path, name=name)
 
 
 def hub_rows(dataset: str, *, subset: str, split: str) -> Iterator[Row]:
@@ -104,6 +124,20 @@ def hub_rows(dataset: str, *, subset: str, split: str) -> Iterator[Row]:
         ) from error
     for name, path in zip(chosen, paths, strict=True):
         yield from _parquet_rows(Path(path), name=f"{dataset}/{name}")
+
+
+def hub_file_rows(dataset: str, files: Sequence[str]) -> Iterator[Row]:
+    """The rows of named files of a hub data set, for those that the hub has not converted."""
+    import huggingface_hub
+
+    for name in files:
+        try:
+            path = huggingface_hub.hf_hub_download(dataset, name, repo_type="dataset")
+        except (huggingface_hub.errors.HfHubHTTPError, OSError) as error:
+            raise ValueError(
+                f"{name} of the data set '{dataset}' could not be read from the hub: {error}"
+            ) from error
+        yield from rows_of(Path(path), name=f"{dataset}/{name}")
 
 
 def parquet_files(files: Sequence[str], *, dataset: str, subset: str, split: str) -> list[str]:
@@ -131,12 +165,28 @@ def parquet_files(files: Sequence[str], *, dataset: str, subset: str, split: str
     return splits[subset][split]
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _begins_an_array(path: Path) -> bool:
     with path.open("rb") as file:
+        return file.read(1024).lstrip().startswith(b"[")
+
+
+def _array_rows(path: Path, *, name: str) -> Iterator[Row]:
+    try:
+        array = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{name}: not valid JSON ({error}).") from error
+    for number, fields in enumerate(array, start=1):
+        if not isinstance(fields, dict):
+            raise ValueError(f"{name}:{number}: not a JSON object, but {abbreviated(fields)}.")
+        yield Row(where=f"{name}:{number}", fields=fields)
+
+
+def _jsonl_rows(path: Path, *, name: str) -> Iterator[Row]:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
+            where = f"{name}:{number}"
             try:
                 fields = json.loads(line)
             except ValueError as error:

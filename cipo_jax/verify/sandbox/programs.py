@@ -240,10 +240,15 @@ def _execute(source: str) -> dict[str, Any]:
 
 
 def _function(namespace: dict[str, Any], name: str) -> Callable[..., Any] | None:
-    """The function of that name, or the method of a class `Solution`."""
-    found = namespace.get(name)
-    if found is None and isinstance(namespace.get("Solution"), type):
+    """The method of a class `Solution`, or else the function of that name.
+
+    The method first: given imports may define a function of the same name (`operator.add`).
+    """
+    found = None
+    if isinstance(namespace.get("Solution"), type):
         found = getattr(namespace["Solution"](), name, None)
+    if found is None:
+        found = namespace.get(name)
     return found if callable(found) else None
 
 
