@@ -334,7 +334,7 @@ def test_broken_files_are_refused_by_name_and_line(tmp_path):
     with pytest.raises(ValueError, match=r"tasks\.path: there is no file"):
         tasks.load(FileTask(path=str(tmp_path / "missing.jsonl")))
     (tmp_path / "data.csv").write_text("a,b\n")
-    with pytest.raises(ValueError, match=r"neither \.jsonl nor \.parquet"):
+    with pytest.raises(ValueError, match=r"none of \.jsonl, \.jsonl\.gz, \.json, \.parquet"):
         tasks.load(FileTask(path=str(tmp_path / "data.csv")))
     (tmp_path / "data.parquet").write_text("text")
     with pytest.raises(ValueError, match="not a parquet file"):
