@@ -9,7 +9,7 @@ The train step comes after and is not known here. Nothing is kept between iterat
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,22 @@ import jax
 import numpy as np
 
 from cipo_jax.config import Config
+from cipo_jax.credit import (
+    Credit,
+    ScoreReference,
+    credit_base,
+    credit_corrections,
+    num_mixed,
+)
 from cipo_jax.method import anchors as anchors_
 from cipo_jax.method import controller
-from cipo_jax.method.advantages import correction_advantage, group_advantage
 from cipo_jax.method.anchors import Anchor, Sampled
 from cipo_jax.method.buffer import AttemptBuffer, BufferedAttempt
 from cipo_jax.method.controller import ControllerState
-from cipo_jax.method.mix import Completion, Group, max_rows, mix
+from cipo_jax.method.mix import max_rows, mix
 from cipo_jax.model.transformer import Params
 from cipo_jax.records import Batch, Stream
-from cipo_jax.rollout import Engine, Judged, Prompted, Shape, roll_out
+from cipo_jax.rollout import Engine, Judged, Prompted, Shape, concatenated, roll_out
 from cipo_jax.tasks.problem import Problem
 
 # Key ids of problems are below this, which leaves room for 511 samples of each in 31 bits.
@@ -97,7 +103,6 @@ class Corrections:
     answers: tuple[str | None, ...]
     """What the verifier read as the answer of each attempt; None where it found or kept none."""
     judged: Judged
-    advantage_MG: np.ndarray
 
     @property
     def is_right_M(self) -> np.ndarray:
@@ -110,9 +115,13 @@ class Iteration:
     """All that one iteration found, for the train step and for the log."""
 
     base: Judged
-    base_advantage_QG: np.ndarray
+    """Of all rounds of sampling, also the groups that are left out of the batch."""
+    num_rounds: int
     corrections: Corrections | None
     """None when there are no anchors: none asked for, or no attempt qualified."""
+    base_credit: Credit
+    correction_credit: Credit | None
+    """None without corrections."""
     batch: Batch
     ratio: float
     """Share of right anchors that was asked for."""
@@ -147,12 +156,13 @@ class NoValidSamplesError(RuntimeError):
 def iterate(
     engine: Engine,
     params: Params,
-    problems: Sequence[Problem],
+    problems: Iterator[Sequence[Problem]],
     state: HostState,
     step: int,
     *,
     cfg: Config,
     library: Library,
+    score_reference: ScoreReference | None = None,
 ) -> Iteration:
     """Sample and judge both streams with the current policy, and lay them into one batch.
 
@@ -160,13 +170,15 @@ def iterate(
     drawn for, so that a resumed run repeats the unbroken one.
 
     Args:
-      problems: the base prompts of this step.
+      problems: the base prompts of each round of sampling; one is taken, or more with dynamic
+        sampling.
       library: all training problems.
+      score_reference: needed where a KL penalty is taken from the reward.
     Raises: NoValidSamplesError if every verdict of the base stream is unknown.
     """
     key = jax.random.fold_in(jax.random.key(cfg.seed), step)
     base_key = jax.random.fold_in(key, Stream.BASE)
-    base = _sample_base(engine, params, problems, base_key, cfg, library)
+    base, num_rounds = _sample_base(engine, params, problems, base_key, cfg, library)
     if not base.is_valid_QG.any():
         reasons = sorted({v.reason for row in base.verdicts for v in row})
         raise NoValidSamplesError(
@@ -175,37 +187,34 @@ def iterate(
             "verifier reported at start; verify.deadline_s or verify.workers may be too small for "
             "this task, or the references unreadable."
         )
-    base_advantage_QG = group_advantage(
-        base.reward_QG,
-        base.is_valid_QG,
-        scale_by_std=cfg.objective.scale_by_std,
-        ddof=cfg.objective.ddof,
-        eps=cfg.objective.std_eps,
-    )
+    base_credit = credit_base(base, cfg=cfg, score_reference=score_reference)
+    groups = base_credit.groups
     ratio = state.controller.ratio
+    # From all groups that were sampled, also those that are left out of the base loss.
     chosen = _choose_anchors(base, state, step, cfg) if cfg.has_correction else []
-    corrections = (
-        _correct(
-            engine, params, base, chosen, jax.random.fold_in(key, Stream.CORRECTION), cfg, library
+    corrections, correction_credit = None, None
+    if chosen:
+        correction_key = jax.random.fold_in(key, Stream.CORRECTION)
+        corrections = _correct(engine, params, base, chosen, correction_key, cfg, library)
+        correction_credit = credit_corrections(
+            corrections.judged, chosen, cfg=cfg, score_reference=score_reference
         )
-        if chosen
-        else None
-    )
-    groups = _groups(Stream.BASE, base, base_advantage_QG)
-    if corrections is not None and cfg.correction_weight > 0:
-        groups += _groups(Stream.CORRECTION, corrections.judged, corrections.advantage_MG)
+        if cfg.correction_weight > 0:
+            groups = groups + correction_credit.groups
     batch = mix(
         groups,
         objective=cfg.objective,
         train=cfg.train,
         max_new_tokens=cfg.sampling.max_new_tokens,
         max_rows=max_rows(cfg),
-        keep_zero_signal=cfg.kl.weight > 0 or not cfg.train.skip_zero_signal,
+        keep_zero_signal=cfg.trains_on_zero_signal or not cfg.train.skip_zero_signal,
     )
     return Iteration(
         base=base,
-        base_advantage_QG=base_advantage_QG,
+        num_rounds=num_rounds,
         corrections=corrections,
+        base_credit=base_credit,
+        correction_credit=correction_credit,
         batch=batch,
         ratio=ratio,
         state=_next_state(state, base, corrections, step, cfg),
@@ -215,22 +224,37 @@ def iterate(
 def _sample_base(
     engine: Engine,
     params: Params,
-    problems: Sequence[Problem],
+    problems: Iterator[Sequence[Problem]],
     key: jax.Array,
     cfg: Config,
     library: Library,
-) -> Judged:
-    return roll_out(
-        engine,
-        params,
-        [
-            Prompted(problem=p, token_ids=engine.renderer.base(p), key_id=library.key_ids[p.id])
-            for p in problems
-        ],
-        key,
-        shape=base_shape(cfg),
-        temperature=cfg.sampling.temperature,
-    )
+) -> tuple[Judged, int]:
+    """Rollouts of one round of problems; of further rounds while too few groups are mixed, up to
+    the objective's limit. Returns them with the number of rounds that were drawn.
+
+    A problem that comes again within the step is passed over: its samples would be the same.
+    """
+    rounds: list[Judged] = []
+    num_rounds = 0
+    seen: set[str] = set()
+    while num_rounds < cfg.objective.sampling_rounds:
+        num_rounds += 1
+        fresh = [p for p in next(problems) if p.id not in seen]
+        seen |= {p.id for p in fresh}
+        if fresh:
+            prompted = [
+                Prompted(problem=p, token_ids=engine.renderer.base(p), key_id=library.key_ids[p.id])
+                for p in fresh
+            ]
+            temperature = cfg.sampling.temperature
+            rounds.append(
+                roll_out(
+                    engine, params, prompted, key, shape=base_shape(cfg), temperature=temperature
+                )
+            )
+        if sum(map(num_mixed, rounds)) >= cfg.train.prompts_per_step:
+            break
+    return concatenated(rounds), num_rounds
 
 
 def _choose_anchors(base: Judged, state: HostState, step: int, cfg: Config) -> list[Anchor]:
@@ -287,36 +311,7 @@ def _correct(
         attempts=tuple(attempts),
         answers=tuple(answers),
         judged=judged,
-        advantage_MG=correction_advantage(
-            judged.reward_QG,
-            judged.is_valid_QG,
-            np.array([a.is_right for a in chosen]),
-            np.array([a.key_id for a in chosen]),
-            mode=cfg.correction.advantage,
-            risk_penalty=cfg.correction.risk_penalty,
-            ddof=cfg.objective.ddof,
-            eps=cfg.objective.std_eps,
-        ),
     )
-
-
-def _groups(stream: Stream, judged: Judged, advantage_QG: np.ndarray) -> list[Group]:
-    return [
-        Group(
-            stream=stream,
-            prompt_P=np.asarray(prompted.token_ids, np.int32),
-            completions=[
-                Completion(
-                    token_C=np.asarray(judged.completion_ids(q, g), np.int32),
-                    logprob_C=judged.completion_logprobs(q, g),
-                )
-                for g in range(advantage_QG.shape[1])
-            ],
-            advantage_G=advantage_QG[q],
-            is_valid_G=judged.is_valid_QG[q],
-        )
-        for q, prompted in enumerate(judged.prompted)
-    ]
 
 
 def _next_state(

@@ -7,11 +7,13 @@ evaluate -> plot
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +34,7 @@ from cipo_jax.report.comparison import print_comparison
 from cipo_jax.report.plot import plot
 from cipo_jax.rollout import Engine
 from cipo_jax.rollout_rows import rollout_rows
+from cipo_jax.score import Scorer, make_scorer
 from cipo_jax.sharding import make_mesh, num_row_shards
 from cipo_jax.tasks import load as load_tasks
 from cipo_jax.tasks.problem import Problem, Tasks
@@ -86,6 +89,7 @@ class Setup:
     held_out: tuple[Problem, ...]
     library: Library
     train_step: TrainStep
+    scorer: Scorer
     frozen: Params | None
 
 
@@ -197,6 +201,7 @@ def _set_up(
         held_out=tasks.held_out[: cfg.evaluation.problems],
         library=Library.of(tasks.train),
         train_step=make_train_step(cfg, arch, mesh),
+        scorer=make_scorer(cfg, arch, mesh),
         frozen=frozen,
     )
     stream = ProblemStream(tasks.train, cfg.train.prompts_per_step, cfg.seed)
@@ -219,20 +224,25 @@ def _step(setup: Setup, state: RunState, step: int, log: RunLog) -> RunState:
     """One step: both streams, the updates on them, and their place in the log."""
     cfg = setup.cfg
     start = time.perf_counter()
-    problems = next(state.stream)
+    weights = policy.weights(state.train.params, setup.frozen, cfg)
+    reference = policy.reference(setup.frozen, cfg)
     iteration = iterate(
         setup.engine,
-        policy.weights(state.train.params, setup.frozen, cfg),
-        problems,
+        weights,
+        state.stream,
         state.host,
         step,
         cfg=cfg,
         library=setup.library,
+        score_reference=None if reference is None else partial(setup.scorer, reference),
     )
+    batch = iteration.batch
     sampled = time.perf_counter()
+    if cfg.has_old_logprob:
+        batch = dataclasses.replace(batch, old_logprob_BT=setup.scorer(weights, batch))
     train_state, updates = state.train, []
     for _ in range(cfg.train.updates_per_step):
-        train_state, metrics = setup.train_step(train_state, setup.frozen, iteration.batch)
+        train_state, metrics = setup.train_step(train_state, setup.frozen, batch)
         updates.append(jax.device_get(metrics))
         if not updates[-1]["grad/is_finite"]:
             raise DivergedError(_divergence(step, iteration, updates[-1]))

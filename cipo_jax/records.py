@@ -79,7 +79,7 @@ class Batch:
     stream, so that the loss of a stream is the plain sum over its tokens of weight * objective,
     whatever the packing, the microbatch split or the mesh. It is 0 where not `is_target`.
 
-    Fields, all [B, T] but the last:
+    Fields, all [B, T] but `num_rows`:
       token: token ids; padding is 0.
       position: rotary position inside the unit (a completion continues its prompt's count).
       segment: segment id within the row, from 1; 0 is padding.
@@ -92,6 +92,8 @@ class Batch:
       weight: aggregation weight over the stream's global denominator; 0 where not a target.
       stream: `Stream` of the token.
       num_rows: scalar, rows in use; rows from there on are padding and cost no computation.
+      old_logprob: log-prob under the policy before the first update on this batch, as the trainer
+        scores it; None where nothing needs it (see `method.losses.policy_loss`).
     """
 
     token_BT: Int32[Array, "B T"]
@@ -105,3 +107,4 @@ class Batch:
     weight_BT: Float32[Array, "B T"]
     stream_BT: Int32[Array, "B T"]
     num_rows: Int32[Array, ""]
+    old_logprob_BT: Float32[Array, "B T"] | None = None

@@ -97,12 +97,34 @@ class Judged:
     def length_QG(self) -> np.ndarray:
         return self.rollouts.is_sampled_QGC.sum(axis=-1)
 
+    def take(self, which: Sequence[int]) -> Judged:
+        """Some of the prompts, with all of their completions."""
+        return replace(
+            self,
+            prompted=tuple(self.prompted[q] for q in which),
+            rollouts=jax.tree.map(lambda x: x[np.asarray(which, int)], self.rollouts),
+            text=[self.text[q] for q in which],
+            verdicts=[self.verdicts[q] for q in which],
+        )
+
     def completion_ids(self, q: int, g: int) -> list[int]:
         keep = self.rollouts.is_sampled_QGC[q, g]
         return self.rollouts.token_QGC[q, g][keep].tolist()
 
     def completion_logprobs(self, q: int, g: int) -> np.ndarray:
         return self.rollouts.logprob_QGC[q, g][self.rollouts.is_sampled_QGC[q, g]]
+
+
+def concatenated(parts: Sequence[Judged]) -> Judged:
+    """Rollouts of one shape, one after the other; their seconds add up."""
+    return Judged(
+        prompted=tuple(p for part in parts for p in part.prompted),
+        rollouts=jax.tree.map(lambda *x: np.concatenate(x), *(part.rollouts for part in parts)),
+        text=[row for part in parts for row in part.text],
+        verdicts=[row for part in parts for row in part.verdicts],
+        sample_s=sum(part.sample_s for part in parts),
+        verify_s=sum(part.verify_s for part in parts),
+    )
 
 
 def _sample(

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from cipo_jax.credit import Credit
 from cipo_jax.iteration import Iteration
 from cipo_jax.log import RolloutRow
+from cipo_jax.method.advantages import of_sequences
 from cipo_jax.records import Stream
 from cipo_jax.rollout import Judged
 from cipo_jax.verify import wire
@@ -22,15 +24,14 @@ def rollout_rows(
       step: counted from 1, as in the log.
       decode: token ids to text, special tokens shown.
     """
-    rows = list(
-        _rows(iteration.base, Stream.BASE, iteration.base_advantage_QG, None, None, step, decode)
-    )
+    rows = list(_rows(iteration.base, Stream.BASE, iteration.base_credit, None, None, step, decode))
     corrections = iteration.corrections
     if corrections is not None:
+        assert iteration.correction_credit is not None
         rows += _rows(
             corrections.judged,
             Stream.CORRECTION,
-            corrections.advantage_MG,
+            iteration.correction_credit,
             corrections.attempts,
             corrections.is_right_M,
             step,
@@ -42,12 +43,13 @@ def rollout_rows(
 def _rows(
     judged: Judged,
     stream: Stream,
-    advantage_QG: np.ndarray,
+    credit: Credit,
     attempts: tuple[str, ...] | None,
     is_right_Q: np.ndarray | None,
     step: int,
     decode: Callable[[list[int]], str],
 ) -> Iterator[RolloutRow]:
+    advantage_QG = of_sequences(credit.advantage, judged.length_QG)
     for q, prompted in enumerate(judged.prompted):
         prompt = decode(prompted.token_ids)
         for g, verdict in enumerate(judged.verdicts[q]):

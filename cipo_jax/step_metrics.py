@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cipo_jax.config import Config
+from cipo_jax.config import Config, Uncorrected
+from cipo_jax.credit import num_mixed
 from cipo_jax.iteration import Corrections, Iteration
 from cipo_jax.method.mix import packing
 from cipo_jax.rollout import Judged
@@ -27,7 +28,9 @@ def of_iteration(iteration: Iteration, cfg: Config) -> Metrics:
     valid = np.concatenate([j.is_valid_QG.ravel() for j in streams])
     return {
         "reward/base": _mean(base.reward_QG, base.is_valid_QG),
+        "reward/divergence": iteration.base_credit.divergence,
         "groups/zero_signal_share": _zero_signal_share(iteration),
+        **_of_sampling(iteration, cfg),
         "verdict/unknown_share": float(1 - valid.mean()),
         "length/base_mean": float(base.length_QG.mean()),
         "length/base_truncated_share": _truncated_share(base),
@@ -49,9 +52,11 @@ def of_updates(
     which alone compares the sampler's policy with itself."""
     last = {name: float(value) for name, value in updates[-1].items() if name != "grad/is_finite"}
     first = updates[0]
-    undefined = {"loss/kl"} if cfg.kl.weight == 0 else set()
+    undefined = set() if cfg.kl.is_in_loss else {"loss/kl"}
     if iteration.corrections is None or cfg.correction_weight == 0:
         undefined.add("loss/correction")
+    if isinstance(cfg.importance, Uncorrected):
+        undefined |= {name for name in last if name.startswith("importance/")}
     return {
         **last,
         **{name: float(first[name]) for name in first if name.startswith("parity/")},
@@ -124,11 +129,24 @@ def _copy_rate(corrections: Corrections) -> float | None:
 
 def _zero_signal_share(iteration: Iteration) -> float:
     """Share of groups, of both streams, in which no sample has an advantage."""
-    advantages = [iteration.base_advantage_QG]
-    if iteration.corrections is not None:
-        advantages.append(iteration.corrections.advantage_MG)
-    is_zero = np.concatenate([(a == 0).all(axis=1) for a in advantages])
-    return float(is_zero.mean())
+    credits = [c for c in (iteration.base_credit, iteration.correction_credit) if c is not None]
+    is_zero = [not a.any() for credit in credits for a in credit.advantage]
+    return float(np.mean(is_zero))
+
+
+def _of_sampling(iteration: Iteration, cfg: Config) -> Metrics:
+    """Rounds of sampling, and the share of groups that were left out for their equal verdicts."""
+    dropped, dropped_corrections = None, None
+    if cfg.objective.drops_equal_groups:
+        dropped = 1 - num_mixed(iteration.base) / len(iteration.base.prompted)
+        if iteration.correction_credit is not None:
+            dropped_corrections = float(1 - iteration.correction_credit.is_kept_Q.mean())
+    return {
+        "sampling/rounds": iteration.num_rounds,
+        "sampling/groups": int(iteration.base_credit.is_kept_Q.sum()),
+        "sampling/dropped_share": dropped,
+        "sampling/dropped_correction_share": dropped_corrections,
+    }
 
 
 def _truncated_share(judged: Judged) -> float:

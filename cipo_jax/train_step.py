@@ -118,7 +118,8 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
       loss/total: base + correction.weight * correction, what the update descends.
       loss/kl: mean divergence from the reference over trained tokens, nats; NaN without one.
       grad/norm: global norm before clipping. grad/is_finite: 0 where no update was applied.
-      policy/entropy, policy/clip_share, policy/ratio: means over trained tokens.
+      policy/entropy, policy/clip_share, policy/ratio: means over trained tokens; so are
+        importance/weight and importance/bounded_share, 1 and 0 without importance correction.
       parity/logprob_abs_mean, parity/logprob_abs_max: |trainer - sampler log-prob|, nats.
       optimizer/learning_rate: rate of this update. train/tokens: trained tokens.
     Means are NaN without trained tokens.
@@ -170,51 +171,24 @@ def _accumulate(
     arch: Architecture,
 ) -> Accumulated:
     """Loss, gradients and metric sums of the rows in use, one microbatch at a time."""
-
-    def logprobs(params: Params, rows: Batch) -> tuple[Array, Array]:
-        hidden_BTD = hidden_states(
-            params,
-            rows.token_BT,
-            rows.position_BT,
-            rows.segment_BT,
-            rows.prefix_BT,
-            arch=arch,
-            compute_dtype=jnp.dtype(cfg.train.compute_dtype),
-            remat=cfg.train.remat,
-        )
-        # Every device scores its own rows against the whole head: gathered once, its gradient
-        # summed over devices once. Left to itself, XLA sums the gradient after every chunk.
-        split = PartitionSpec(ACTIVATION_RULES["B"])
-        score = jax.shard_map(
-            partial(
-                token_logprobs,
-                temperature=cfg.sampling.temperature,
-                chunk=cfg.train.logprob_chunk,
-                arch=arch,
-            ),
-            in_specs=(PartitionSpec(), split, split, split),
-            out_specs=(split, split),
-            axis_names={"data", "fsdp"},
-            check_vma=False,
-        )
-        no_blocks = dataclasses.replace(params, blocks=None)  # type: ignore[arg-type]
-        return score(no_blocks, hidden_BTD, rows.token_BT, rows.predecessor_BT)
-
-    reference = policy.reference(frozen, cfg)
+    reference = policy.reference(frozen, cfg) if cfg.kl.is_in_loss else None
 
     def loss(trainable: Trainable, rows: Batch) -> tuple[Array, tuple[Array, Sums, Array]]:
-        logprob_BT, entropy_BT = logprobs(policy.weights(trainable, frozen, cfg), rows)
+        params = policy.weights(trainable, frozen, cfg)
+        logprob_BT, entropy_BT = row_logprobs(params, rows, cfg=cfg, arch=arch)
         reference_logprob_BT = None
         if reference is not None:
             with jax.named_scope("reference"):
-                reference_logprob_BT = jax.lax.stop_gradient(logprobs(reference, rows)[0])
+                scored_BT, _ = row_logprobs(reference, rows, cfg=cfg, arch=arch)
+                reference_logprob_BT = jax.lax.stop_gradient(scored_BT)
         loss_by_stream, sums = policy_loss(
             logprob_BT,
-            jax.lax.stop_gradient(entropy_BT),
+            entropy_BT,
             reference_logprob_BT,
             rows,
             objective=cfg.objective,
             kl=cfg.kl,
+            importance=cfg.importance,
         )
         parity_max = largest_parity_gap(logprob_BT, rows)
         joint = joint_loss(loss_by_stream, correction_weight=cfg.correction_weight)
@@ -234,7 +208,7 @@ def _accumulate(
         )
 
     rows_per_microbatch = cfg.train.rows_per_microbatch
-    microbatches = _microbatches(batch, rows_per_microbatch)
+    microbatches = microbatches_of(batch, rows_per_microbatch)
     first = jax.tree.map(lambda x: x[0], microbatches)
     _, (_, sums, _) = jax.eval_shape(loss, trainable, first)
     nothing = Accumulated(
@@ -249,7 +223,40 @@ def _accumulate(
     return jax.lax.fori_loop(0, num_microbatches, add, nothing)
 
 
-def _microbatches(batch: Batch, rows_per_microbatch: int) -> Batch:
+def row_logprobs(
+    params: Params, rows: Batch, *, cfg: Config, arch: Architecture
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+    """Log-prob and entropy of each token of a microbatch, under the mesh of the context."""
+    hidden_BTD = hidden_states(
+        params,
+        rows.token_BT,
+        rows.position_BT,
+        rows.segment_BT,
+        rows.prefix_BT,
+        arch=arch,
+        compute_dtype=jnp.dtype(cfg.train.compute_dtype),
+        remat=cfg.train.remat,
+    )
+    # Every device scores its own rows against the whole head: gathered once, its gradient
+    # summed over devices once. Left to itself, XLA sums the gradient after every chunk.
+    split = PartitionSpec(ACTIVATION_RULES["B"])
+    score = jax.shard_map(
+        partial(
+            token_logprobs,
+            temperature=cfg.sampling.temperature,
+            chunk=cfg.train.logprob_chunk,
+            arch=arch,
+        ),
+        in_specs=(PartitionSpec(), split, split, split),
+        out_specs=(split, split),
+        axis_names={"data", "fsdp"},
+        check_vma=False,
+    )
+    no_blocks = dataclasses.replace(params, blocks=None)  # type: ignore[arg-type]
+    return score(no_blocks, hidden_BTD, rows.token_BT, rows.predecessor_BT)
+
+
+def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:
     """The batch as [microbatch, row, T], each microbatch spread over all devices, and zeros in the
     place of all that is not to be read.
     """
@@ -257,11 +264,13 @@ def _microbatches(batch: Batch, rows_per_microbatch: int) -> Batch:
     is_used_B1 = (jnp.arange(num_rows) < batch.num_rows)[:, None]
     is_token_BT = is_used_B1 & (batch.segment_BT > 0)
     is_target_BT = is_token_BT & batch.is_target_BT
-    trained_on = ("sampler_logprob_BT", "advantage_BT", "weight_BT", "is_target_BT")
+    trained_on = ("sampler_logprob", "old_logprob", "advantage", "weight", "is_target")
 
-    def cut(name: str) -> Array:
+    def cut(name: str) -> Array | None:
         x_BT = getattr(batch, name)
-        kept_BT = is_target_BT if name in trained_on else is_token_BT
+        if x_BT is None:
+            return None
+        kept_BT = is_target_BT if name.removesuffix("_BT") in trained_on else is_token_BT
         x_BT = jnp.where(kept_BT, x_BT, jnp.zeros_like(x_BT))
         # Rows lie in contiguous pieces on the devices: one exchange here, of a few numbers per
         # token, spares one in each pass of the loop.
@@ -285,6 +294,8 @@ def _metrics(accumulated: Accumulated) -> Metrics:
         "policy/entropy": means["policy/entropy"],
         "policy/clip_share": means["policy/clip_share"],
         "policy/ratio": means["policy/ratio"],
+        "importance/weight": means["importance/weight"],
+        "importance/bounded_share": means["importance/bounded_share"],
         "parity/logprob_abs_mean": means["parity/mean"],
         "parity/logprob_abs_max": accumulated.parity_max,
         "train/tokens": num_tokens,
@@ -298,6 +309,12 @@ def _check_arguments(frozen: Params | None, batch: Batch, cfg: Config, mesh: Mes
             f"adapter.kind is {cfg.adapter.kind}, kl.weight is {cfg.kl.weight}, and {given} as "
             "frozen parameters: they are needed where an adapter is trained or kl.weight is "
             "positive, and are not kept in memory otherwise."
+        )
+    if cfg.has_old_logprob and batch.old_logprob_BT is None:
+        raise ValueError(
+            f"importance.kind is {cfg.importance.kind} and train.updates_per_step "
+            f"{cfg.train.updates_per_step}, but the batch has no old_logprob: score it before the "
+            "first update (`score.make_scorer`), or every update would count as the first."
         )
     num_rows, _ = batch.token_BT.shape
     if num_rows % cfg.train.rows_per_microbatch:

@@ -5,29 +5,39 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from cipo_jax.config import CorrectionAdvantage
-from cipo_jax.method.advantages import correction_advantage, group_advantage
+from cipo_jax.config import CorrectionAdvantage, Grpo
+from cipo_jax.method.advantages import Scores, correction_advantage, objective_advantage
 
 MODES = get_args(CorrectionAdvantage)
 TWO_OF_EIGHT = np.array([[1.0, 0, 0, 1, 0, 0, 0, 0]])
 ALL_VALID = np.ones((1, 8), bool)
 
 
+def scores_of(reward, valid=None, *, length=None, penalty=None):
+    reward = np.asarray(reward, float)
+    return Scores(
+        reward_QG=reward,
+        is_valid_QG=np.ones(reward.shape, bool) if valid is None else np.asarray(valid),
+        length_QG=np.full(reward.shape, 3) if length is None else np.asarray(length),
+        token_penalty_QGC=penalty,
+    )
+
+
 def of_group(reward, valid=ALL_VALID, *, scale_by_std=True, ddof=0, eps=1e-8):
-    return group_advantage(reward, valid, scale_by_std=scale_by_std, ddof=ddof, eps=eps)
+    objective = Grpo(scale_by_std=scale_by_std, ddof=ddof, std_eps=eps)
+    return objective_advantage(scores_of(reward, valid), objective=objective)
 
 
 def of_corrections(raw, is_right, *, mode, risk_penalty, valid=None, prompt=None, ddof=1, eps=1e-6):
-    raw, is_right = np.asarray(raw, float), np.asarray(is_right)
+    raw = np.asarray(raw, float)
     return correction_advantage(
-        raw,
-        np.ones(raw.shape, bool) if valid is None else valid,
-        is_right,
+        scores_of(raw, valid),
+        np.asarray(is_right),
         np.arange(len(raw)) if prompt is None else prompt,
+        raw_MG=raw,
         mode=mode,
         risk_penalty=risk_penalty,
-        ddof=ddof,
-        eps=eps,
+        objective=Grpo(ddof=ddof, std_eps=eps),
     )
 
 

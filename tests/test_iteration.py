@@ -82,7 +82,7 @@ def engine(policy):
 def run(engine, policy, problems=PROBLEMS, cfg=CFG, step=0, state=None) -> Iteration:
     state = state or HostState.initial(cfg)
     library = Library.of(PROBLEMS)
-    return iterate(engine, policy[0], problems, state, step, cfg=cfg, library=library)
+    return iterate(engine, policy[0], iter([problems]), state, step, cfg=cfg, library=library)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_base_stream_does_not_notice_the_correction_stream(found, engine, po
     plain = run(engine, policy, cfg=plain_cfg)
     assert plain.corrections is None
     assert samples_by_problem(plain) == samples_by_problem(found)
-    np.testing.assert_array_equal(plain.base_advantage_QG, found.base_advantage_QG)
+    np.testing.assert_array_equal(plain.base_credit.advantage, found.base_credit.advantage)
     unweighted_cfg = replace(CFG, correction=Correction(weight=0, drop_truncated_anchors=False))
     unweighted = run(engine, policy, cfg=unweighted_cfg)
     assert unweighted.corrections is not None

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cipo_jax.config import Grpo, Kl
+from cipo_jax.config import Grpo, Kl, Uncorrected
+from cipo_jax.method.gains import clipped_ratio
 from cipo_jax.method.losses import (
-    clipped_ratio,
     divergence,
     joint_loss,
     largest_parity_gap,
@@ -17,6 +17,7 @@ from cipo_jax.records import Batch, Stream
 
 GRPO = Grpo()
 NO_KL = Kl(weight=0.0)
+OFF = Uncorrected()
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,9 @@ def random_case(seed=0, *, shape=(3, 7), spread=0.4):
 
 
 def loss_of(logprob, entropy, reference, batch, *, objective=GRPO, kl=NO_KL, weight=1.0):
-    by_stream, _ = policy_loss(logprob, entropy, reference, batch, objective=objective, kl=kl)
+    by_stream, _ = policy_loss(
+        logprob, entropy, reference, batch, objective=objective, kl=kl, importance=OFF
+    )
     return joint_loss(by_stream, correction_weight=weight)
 
 
@@ -102,7 +105,9 @@ def test_loss_and_sums_by_hand() -> None:
     )
     logprob = jnp.concatenate([jnp.log(RATIO) - 1.0, jnp.full((1, 1), 7.0)], axis=1)
     entropy = jnp.array([[1.0, 2, 3, 4, 5, 99]])
-    by_stream, sums = policy_loss(logprob, entropy, None, batch, objective=Grpo(), kl=NO_KL)
+    by_stream, sums = policy_loss(
+        logprob, entropy, None, batch, objective=Grpo(), kl=NO_KL, importance=OFF
+    )
     np.testing.assert_allclose(by_stream, [-0.4 / 3, -0.3], rtol=1e-5)
     assert joint_loss(by_stream, correction_weight=0.5) == pytest.approx(-0.4 / 3 - 0.15)
     means = {name: total / count for name, (total, count) in sums.items()}
@@ -144,10 +149,10 @@ def test_kl_adds_its_weighted_mean() -> None:
 def test_kl_to_itself_is_zero_and_needs_a_reference() -> None:
     logprob, entropy, _, batch = random_case()
     kl = Kl(weight=1.0)
-    _, sums = policy_loss(logprob, entropy, logprob, batch, objective=Grpo(), kl=kl)
+    _, sums = policy_loss(logprob, entropy, logprob, batch, objective=Grpo(), kl=kl, importance=OFF)
     assert sums["kl"][0] == 0
     with pytest.raises(ValueError, match=r"kl\.weight is 1\.0"):
-        policy_loss(logprob, entropy, None, batch, objective=Grpo(), kl=kl)
+        policy_loss(logprob, entropy, None, batch, objective=Grpo(), kl=kl, importance=OFF)
 
 
 # --- gradients --------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ def test_on_policy_gradient_is_reinforce() -> None:
     for objective in (Grpo(), Grpo(clip_low=0.0, clip_high=0.0)):
         got = jax.grad(loss_of)(logprob, entropy, None, batch, objective=objective)
         np.testing.assert_allclose(got, -batch.weight_BT * batch.advantage_BT, rtol=1e-6)
-    _, sums = policy_loss(logprob, entropy, None, batch, objective=Grpo(), kl=NO_KL)
+    _, sums = policy_loss(logprob, entropy, None, batch, objective=Grpo(), kl=NO_KL, importance=OFF)
     total, count = sums["policy/ratio"]
     assert total == count == batch.is_target_BT.sum()
     assert sums["policy/clip_share"][0] == 0
@@ -202,7 +207,9 @@ def everything(logprob, entropy, reference, batch):
     kl = Kl(weight=0.2)
 
     def loss(x):
-        by_stream, sums = policy_loss(x, entropy, reference, batch, objective=Grpo(), kl=kl)
+        by_stream, sums = policy_loss(
+            x, entropy, reference, batch, objective=Grpo(), kl=kl, importance=OFF
+        )
         return joint_loss(by_stream, correction_weight=0.5), (by_stream, sums)
 
     (_, aux), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(logprob))
@@ -264,7 +271,9 @@ def test_without_corrections_the_loss_is_that_of_plain_rlvr(weight) -> None:
         return jax.value_and_grad(loss)(jnp.asarray(logprob), batch)
 
     def plain(x, batch):
-        by_stream, _ = policy_loss(x, entropy, reference, batch, objective=Grpo(), kl=kl)
+        by_stream, _ = policy_loss(
+            x, entropy, reference, batch, objective=Grpo(), kl=kl, importance=OFF
+        )
         return by_stream[Stream.BASE]
 
     def joint(x, batch):
@@ -287,7 +296,13 @@ def test_microbatches_add_up() -> None:
     def parts(rows):
         part = jax.tree.map(lambda x: x[rows] if np.ndim(x) else x, batch)
         return policy_loss(
-            logprob[rows], entropy[rows], reference[rows], part, objective=Grpo(), kl=Kl(weight=1.0)
+            logprob[rows],
+            entropy[rows],
+            reference[rows],
+            part,
+            objective=Grpo(),
+            kl=Kl(weight=1.0),
+            importance=OFF,
         )
 
     whole = parts(slice(0, 6))

@@ -17,6 +17,7 @@ from cipo_jax.config import (
     RandomModel,
     Sampling,
     Train,
+    Uncorrected,
 )
 from cipo_jax.logprobs import token_logprobs
 from cipo_jax.method.losses import policy_loss
@@ -27,6 +28,9 @@ from cipo_jax.records import Batch, Stream
 
 ARCH = PRESETS["tiny-llama"]
 MAX_NEW_TOKENS = 12
+PER_TOKEN = [
+    name for name in Batch.__dataclass_fields__ if name not in ("num_rows", "old_logprob_BT")
+]
 
 
 def random_groups(seed=0, *, num_groups=5, num_samples=4, prompt=9, completion=MAX_NEW_TOKENS):
@@ -87,11 +91,7 @@ def unpacked(batch: Batch):
     following only what the attention and the scorer follow."""
     found = []
     for b in range(int(batch.num_rows)):
-        row = {
-            name: np.asarray(getattr(batch, name))[b]
-            for name in batch.__dataclass_fields__
-            if name != "num_rows"
-        }
+        row = {name: np.asarray(getattr(batch, name))[b] for name in PER_TOKEN}
         for segment in np.unique(row["segment_BT"][row["is_target_BT"]]):
             here = np.flatnonzero(row["segment_BT"] == segment)
             (prefix,) = np.unique(row["prefix_BT"][here])
@@ -148,7 +148,7 @@ def test_what_comes_out_is_what_went_in(share, keep, seed) -> None:
     # Outside of the sequences there is nothing but zeros.
     is_padding = batch.segment_BT == 0
     assert is_padding[int(batch.num_rows) :].all()
-    for name in batch.__dataclass_fields__:
+    for name in PER_TOKEN:
         if name != "num_rows":
             assert not getattr(batch, name)[is_padding].any(), name
     for name in ("sampler_logprob_BT", "advantage_BT", "weight_BT"):
@@ -203,7 +203,7 @@ def test_shared_prompts_save_their_copies() -> None:
 def test_the_order_of_groups_does_not_matter_up_to_placement() -> None:
     groups = random_groups(3)
     straight, again, reversed_ = mixed(groups), mixed(groups), mixed(groups[::-1])
-    for name in straight.__dataclass_fields__:
+    for name in PER_TOKEN:
         np.testing.assert_array_equal(getattr(straight, name), getattr(again, name))
     assert unpacked(reversed_) == unpacked(straight)
 
@@ -459,7 +459,13 @@ def value_and_grad(params, batch):
             arch=ARCH,
         )
         by_stream, _ = policy_loss(
-            logprob, entropy, None, batch, objective=Grpo(), kl=Kl(weight=0.0)
+            logprob,
+            entropy,
+            None,
+            batch,
+            objective=Grpo(),
+            kl=Kl(weight=0.0),
+            importance=Uncorrected(),
         )
         return by_stream.sum(), by_stream
 

@@ -24,8 +24,28 @@ from cipo_jax.config.correction import (
     Soft,
 )
 from cipo_jax.config.evaluation import Evaluation
+from cipo_jax.config.importance import (
+    Importance,
+    MaskedSequence,
+    MaskedToken,
+    SequenceTis,
+    TokenTis,
+    Uncorrected,
+)
 from cipo_jax.config.model import ModelSource, PretrainedModel, RandomModel
-from cipo_jax.config.objective import Aggregation, Grpo, Kl, Objective
+from cipo_jax.config.objective import (
+    Aggregation,
+    Cispo,
+    Dapo,
+    DrGrpo,
+    Grpo,
+    Gspo,
+    Kl,
+    Objective,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    Rloo,
+)
 from cipo_jax.config.require import require
 from cipo_jax.config.sampling import Prompts, Sampling
 from cipo_jax.config.storage import Checkpoint, Log
@@ -41,21 +61,28 @@ __all__ = [
     "Band",
     "Checkpoint",
     "CipoReimpl",
+    "Cispo",
     "Config",
     "Controller",
     "Correction",
     "CorrectionAdvantage",
+    "Dapo",
+    "DrGrpo",
     "Evaluation",
     "FailuresOnly",
     "FileTask",
     "Fixed",
     "GeneratedTask",
     "Grpo",
+    "Gspo",
     "GymTask",
     "HubTask",
+    "Importance",
     "Kl",
     "Log",
     "Lora",
+    "MaskedSequence",
+    "MaskedToken",
     "Mesh",
     "ModelSource",
     "NoAdapter",
@@ -66,11 +93,17 @@ __all__ = [
     "Projection",
     "Prompts",
     "RandomModel",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusBaseline",
+    "Rloo",
     "Robust",
     "Sampling",
+    "SequenceTis",
     "Soft",
     "TaskSource",
+    "TokenTis",
     "Train",
+    "Uncorrected",
     "Verify",
 ]
 
@@ -91,6 +124,7 @@ class Config:
     correction: Correction = field(default_factory=Correction)
     objective: Objective = field(default_factory=Grpo)
     kl: Kl = field(default_factory=Kl)
+    importance: Importance = field(default_factory=Uncorrected)
     optimizer: Optimizer = field(default_factory=AdamW)
     train: Train = field(default_factory=Train)
     mesh: Mesh = field(default_factory=Mesh)
@@ -123,6 +157,17 @@ class Config:
     @property
     def has_correction(self) -> bool:
         return self.num_anchors > 0
+
+    @property
+    def has_old_logprob(self) -> bool:
+        """Whether a batch is scored before its first update: what several updates on it need as the
+        denominator of the policy ratio, where the sampler's log-probs are corrected apart."""
+        return self.train.updates_per_step > 1 and not isinstance(self.importance, Uncorrected)
+
+    @property
+    def trains_on_zero_signal(self) -> bool:
+        """Whether the loss has a term for tokens without an advantage."""
+        return self.kl.is_in_loss or self.objective.entropy_bonus > 0
 
     @property
     def correction_weight(self) -> float:

@@ -117,7 +117,9 @@ class FailuresOnly:
 
 Controller = CipoReimpl | Robust | Fixed | FailuresOnly
 
-CorrectionAdvantage = Literal["raw_std", "std", "none", "batch_std", "prompt_group", "progress"]
+CorrectionAdvantage = Literal[
+    "objective", "raw_std", "std", "none", "batch_std", "prompt_group", "progress"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,8 +134,9 @@ class Correction:
     controller: Controller = field(default_factory=CipoReimpl)
     risk_penalty: float = 1.0
     """lambda_r: a right attempt made wrong is rewarded -lambda_r."""
-    advantage: CorrectionAdvantage = "raw_std"
-    """How corrections are compared, see `method/advantages.py`."""
+    advantage: CorrectionAdvantage = "objective"
+    """How corrections are compared, see `method/advantages.py`; objective: by the rule of the base
+    stream, with the risk penalty in force. For GRPO that is `raw_std`."""
     max_anchors_per_prompt: int | Literal["all"] = "all"
     drop_truncated_anchors: bool = True
     """Leave attempts that ran into the length limit out of the anchors."""

@@ -1,7 +1,13 @@
-"""What the policy loss maximises."""
+"""What the policy loss maximises.
+
+Each objective is a dataclass with the constants of its paper; where a paper leaves one open, the
+docstring says whose default it is. What several objectives share stands in the bases.
+docs/objectives.md has the formulas, beside the functions that compute them.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,28 +19,204 @@ Aggregation = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grpo:
-    """Group-relative advantages and the clipped policy ratio. With `clip_high` above `clip_low`,
-    token-mean and zero-signal groups left out it is DAPO's objective; without `scale_by_std` and
-    with seq-mean-token-sum-norm, Dr. GRPO's."""
+class _Loss:
+    """What every objective has."""
 
-    kind: Literal["grpo"] = "grpo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    scale_by_std: bool = True
-    ddof: Literal[0, 1] = 0
-    """Of the group's standard deviation; 0: population."""
-    std_eps: float = 1e-8
-    aggregation: Aggregation = "seq-mean-token-mean"
     shared_denominator: bool = False
     """One denominator for both streams: they then weigh by their share of tokens or sequences."""
+    entropy_bonus: float = 0.0
+    """Weight of the policy's entropy, per token, in what is maximised."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.clip_low < 1, f"objective.clip_low is {self.clip_low}; in [0, 1).")
-        require(self.clip_high >= 0, f"objective.clip_high is {self.clip_high}; not negative.")
+        require(
+            self.entropy_bonus >= 0,
+            f"objective.entropy_bonus is {self.entropy_bonus}; it can't be negative.",
+        )
+
+    @property
+    def sampling_rounds(self) -> int:
+        """How often prompts are sampled in a step, at most."""
+        return 1
+
+    @property
+    def drops_equal_groups(self) -> bool:
+        """Whether groups with equal verdicts leave the batch, and its denominators."""
+        return False
 
 
-Objective = Grpo
+@dataclass(frozen=True, kw_only=True)
+class _ClippedRatio(_Loss):
+    """The clip of PPO on the ratio of each token."""
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | Literal["none"] = "none"
+    """c: a token with a negative advantage loses at most c times it (arXiv 1912.09729; 3 there)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_clip(self.clip_low, self.clip_high)
+        require(
+            self.dual_clip == "none" or self.dual_clip > 1,
+            f"objective.dual_clip is {self.dual_clip}; it must be above 1, or 'none'.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Standardised:
+    """Advantages are divided by a standard deviation."""
+
+    ddof: Literal[0, 1] = 0
+    """Of the standard deviation; 0: of the population, 1: of the sample."""
+    std_eps: float = 1e-8
+    """Added to the standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grpo(_Standardised, _ClippedRatio):
+    """Group-relative policy optimization: advantages against the group, clipped token ratio.
+    Shao et al. 2024, arXiv 2402.03300. Clip range of PPO."""
+
+    kind: Literal["grpo"] = "grpo"
+    aggregation: Aggregation = "seq-mean-token-mean"
+    scale_by_std: bool = True
+    """Divide the advantages of a group by the standard deviation of its rewards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrGrpo(_ClippedRatio):
+    """GRPO without its two divisions, by the deviation of a group and by the length of a sequence.
+    Liu et al. 2025, arXiv 2503.20783; lengths are divided by sampling.max_new_tokens instead."""
+
+    kind: Literal["dr_grpo"] = "dr_grpo"
+    aggregation: Aggregation = "seq-mean-token-sum-norm"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dapo(_Standardised, _ClippedRatio):
+    """GRPO with a wider upper clip, token mean, dynamic sampling and a soft penalty on length.
+    Yu et al. 2025, arXiv 2503.14476. The limit of ten rounds is that of the authors' code."""
+
+    kind: Literal["dapo"] = "dapo"
+    clip_high: float = 0.28
+    aggregation: Aggregation = "token-mean"
+    max_sampling_rounds: int = 10
+    """Groups whose verdicts are all equal are left out, and further prompts are sampled until
+    train.prompts_per_step groups are mixed, at most this often in a step. 0: sample once and keep
+    every group."""
+    overlong_share: float = 0.2
+    """Share of sampling.max_new_tokens over which the length penalty rises to `overlong_penalty`
+    (4,096 of 20,480 tokens in the paper)."""
+    overlong_penalty: float = 1.0
+    """Taken from the reward of a completion as long as the limit, in both streams. 0: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_sampling_rounds >= 0,
+            f"objective.max_sampling_rounds is {self.max_sampling_rounds}; 0 keeps every group, "
+            "1 or more leave out those without a signal.",
+        )
+        require(
+            0 < self.overlong_share <= 1,
+            f"objective.overlong_share is {self.overlong_share}; a share of "
+            "sampling.max_new_tokens, in (0, 1]. Set overlong_penalty to 0 for no penalty.",
+        )
+        require(
+            self.overlong_penalty >= 0,
+            f"objective.overlong_penalty is {self.overlong_penalty}; it can't be negative.",
+        )
+
+    @property
+    def sampling_rounds(self) -> int:
+        return max(1, self.max_sampling_rounds)
+
+    @property
+    def drops_equal_groups(self) -> bool:
+        return self.max_sampling_rounds > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gspo(_Standardised, _Loss):
+    """GRPO with one ratio for a sequence, the geometric mean of its tokens'.
+    Zheng et al. 2025, arXiv 2507.18071; the clip range, far narrower than a token's, is theirs."""
+
+    kind: Literal["gspo"] = "gspo"
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    aggregation: Aggregation = "seq-mean-token-mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_clip(self.clip_low, self.clip_high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cispo(_Standardised, _Loss):
+    """REINFORCE with a bounded importance weight: every token keeps a gradient.
+    MiniMax 2025, arXiv 2506.13585, which has no lower bound and states no upper one; 5 is that of
+    ScaleRL, arXiv 2510.13786. The bounds are of the weight itself, not of its distance from 1."""
+
+    kind: Literal["cispo"] = "cispo"
+    min_weight: float = 0.0
+    max_weight: float = 5.0
+    aggregation: Aggregation = "token-mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            0 <= self.min_weight <= 1 <= self.max_weight,
+            "objective: 0 <= min_weight <= 1 <= max_weight, bounds of the weight exp(logprob - old "
+            f"logprob), got {self.min_weight} and {self.max_weight}.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rloo(_Loss):
+    """REINFORCE on whole sequences, against the mean reward of a sample's siblings.
+    Ahmadian et al. 2024, arXiv 2402.14740; the clip of the sequence's ratio, for several updates on
+    one batch, is TRL's."""
+
+    kind: Literal["rloo"] = "rloo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_clip(self.clip_low, self.clip_high)
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """The mean over sequences, each of which has one gain, the same at all of its tokens."""
+        return "seq-mean-token-mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforcePlusPlus(_Standardised, _ClippedRatio):
+    """REINFORCE with returns per token, standardised over all tokens of a stream, and PPO's clip.
+    Hu et al. 2025, arXiv 2501.03262. A KL penalty belongs into the reward here (kl.into)."""
+
+    kind: Literal["reinforce_plus_plus"] = "reinforce_plus_plus"
+    aggregation: Aggregation = "token-mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReinforcePlusPlusBaseline(_Standardised, _ClippedRatio):
+    """The same with the mean of the group as baseline, then standardised over all tokens of a
+    stream. Hu et al. 2025, arXiv 2501.03262, for several samples of a prompt."""
+
+    kind: Literal["reinforce_plus_plus_baseline"] = "reinforce_plus_plus_baseline"
+    aggregation: Aggregation = "token-mean"
+
+
+Objective = (
+    Grpo | DrGrpo | Dapo | Gspo | Cispo | Rloo | ReinforcePlusPlus | ReinforcePlusPlusBaseline
+)
+
+
+def _check_clip(low: float, high: float) -> None:
+    require(0 <= low < 1, f"objective.clip_low is {low}; in [0, 1).")
+    require(high >= 0 and math.isfinite(high), f"objective.clip_high is {high}; not negative.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +225,16 @@ class Kl:
 
     weight: float = 0.0
     estimator: Literal["k1", "k2", "k3"] = "k3"
+    into: Literal["loss", "reward"] = "loss"
+    """A term of the loss, or taken from the reward of each token before advantages are formed."""
 
     def __post_init__(self) -> None:
         require(self.weight >= 0, f"kl.weight is {self.weight}; it can't be negative.")
+
+    @property
+    def is_in_loss(self) -> bool:
+        return self.weight > 0 and self.into == "loss"
+
+    @property
+    def is_in_reward(self) -> bool:
+        return self.weight > 0 and self.into == "reward"

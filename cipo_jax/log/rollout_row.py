@@ -41,6 +41,7 @@ class RolloutRow:
     reward: float
     """NaN where the status is unknown."""
     advantage: float
+    """Mean over the tokens; 0 where the group was left out of the batch."""
 
 
 SCHEMA = pa.schema(

@@ -1,65 +1,144 @@
-"""Advantages: how much better a sample did than its group.
+"""Advantages: how much better a sample did than its siblings.
 
-Two streams, two functions, never one set of statistics for both: a correction prompt shows an
-attempt, so its success rate is another than the base prompt's.
+Two streams, and never one set of statistics for both: a correction prompt shows an attempt, so its
+success rate is another than the base prompt's.
 
 A sample whose verdict is unknown has advantage 0 and counts in no mean, no standard deviation and
 no group size. A group with fewer than two valid samples, or with equal rewards, has advantage 0:
 exactly, not up to rounding, so that later stages may leave such sequences out. (`progress` compares
-with the attempt instead of the group, so there equal rewards may carry a signal.)
+with the attempt and REINFORCE++ with the whole stream, so there equal rewards may carry a signal.)
 
 All sums run in float64; results are float32.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 
-from cipo_jax.config import CorrectionAdvantage
+from cipo_jax.config import (
+    Cispo,
+    CorrectionAdvantage,
+    Dapo,
+    DrGrpo,
+    Grpo,
+    Gspo,
+    Objective,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    Rloo,
+)
+from cipo_jax.method.baselines import (
+    centred,
+    group_std,
+    leave_one_out,
+    standardised,
+    whitened,
+)
 from cipo_jax.method.rewards import correction_reward
 
 
-def group_advantage(
-    reward_QG: Float[np.ndarray, "Q G"],
-    is_valid_QG: Bool[np.ndarray, "Q G"],
-    *,
-    scale_by_std: bool,
-    ddof: int,
-    eps: float,
-) -> Float32[np.ndarray, "Q G"]:
-    """The advantage of GRPO over the samples of a prompt.
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What a stream's samples earned, besides what its advantages are told apart.
 
-        A[q,g] = (r[q,g] - mean r[q]) / (std r[q] + eps)      without scale_by_std: the numerator
+    `reward` is the verifier's score with the shaping that both streams share (length); any value,
+    NaN too, where not valid. `token_penalty` is taken from the reward of each token (a divergence
+    from the reference policy) and is 0 beyond `length`.
+    """
+
+    reward_QG: Float[np.ndarray, "Q G"]
+    is_valid_QG: Bool[np.ndarray, "Q G"]
+    length_QG: Int[np.ndarray, "Q G"]
+    token_penalty_QGC: Float[np.ndarray, "Q G C"] | None = None
+
+    @property
+    def total_QG(self) -> Float[np.ndarray, "Q G"]:
+        """The reward of the whole sequence, its tokens' penalties taken off; 0 where not valid."""
+        total_QG = np.where(self.is_valid_QG, self.reward_QG, 0.0).astype(np.float64)
+        if self.token_penalty_QGC is not None:
+            total_QG = total_QG - self.token_penalty_QGC.sum(axis=-1, dtype=np.float64)
+        return np.where(self.is_valid_QG, total_QG, 0.0)
+
+
+Advantage = Float32[np.ndarray, "Q G"] | Float32[np.ndarray, "Q G C"]
+"""Of a sequence, or of each token, where they differ; then 0 beyond the sequence's length."""
+
+
+def objective_advantage(
+    scores: Scores, *, objective: Objective, spread_QG: Float[np.ndarray, "Q G"] | None = None
+) -> Advantage:
+    """The advantages that an objective is defined with, over the samples of one stream.
+
+        grpo, dapo, gspo, cispo       (R - mean R) / (std R + eps)   over the samples of a prompt
+        dr_grpo, grpo without std     R - mean R                     the same
+        rloo                          n / (n - 1) * (R - mean R)     the same, n of them
+        reinforce_plus_plus           (G - mean G) / (std G + eps)   over all tokens of the stream
+        reinforce_plus_plus_baseline  (B - mean B) / (std B + eps)   the same, B = R - mean R of the
+                                                                     prompt
+
+    with R the reward of a sequence less its tokens' penalties, and the return of a token
+
+        G[t] = reward - sum of the penalties of the tokens from t on    (no discount)
 
     Args:
-      reward_QG: rewards; any value, NaN too, where not valid.
-      is_valid_QG: False where the verifier itself failed.
-      ddof: 0 divides the variance by the number of valid samples, 1 by one less.
-    Returns: float32 [Q, G]; 0 where not valid, and in groups with fewer than two valid samples or
-      with equal rewards.
-    Source: Shao et al. 2024 (GRPO), arXiv 2402.03300, section 4.1.2; without the standard deviation
-      Liu et al. 2025 (Dr. GRPO), arXiv 2503.20783.
+      spread_QG: rewards whose deviation a group is divided by; R where not given.
+    Returns: float32 [Q, G], or [Q, G, C] for reinforce_plus_plus with penalties of tokens.
     """
-    centred_QG = _centred(reward_QG, is_valid_QG)
-    if scale_by_std:
-        centred_QG = centred_QG / (_std(reward_QG, is_valid_QG, ddof=ddof)[:, None] + eps)
-    return centred_QG.astype(np.float32)
+    valid_QG, length_QG = scores.is_valid_QG, scores.length_QG
+    match objective:
+        case Grpo(scale_by_std=False) | DrGrpo():
+            return centred(scores.total_QG, valid_QG).astype(np.float32)
+        case Grpo() | Dapo() | Gspo() | Cispo():
+            return standardised(
+                scores.total_QG,
+                valid_QG,
+                ddof=objective.ddof,
+                eps=objective.std_eps,
+                spread_QG=spread_QG,
+            )
+        case Rloo():
+            return leave_one_out(scores.total_QG, valid_QG)
+        case ReinforcePlusPlus() if scores.token_penalty_QGC is not None:
+            # The sum from t on: of the tokens in reverse, cumulated, and reversed again.
+            to_come_QGC = np.cumsum(scores.token_penalty_QGC[..., ::-1], axis=-1, dtype=np.float64)[
+                ..., ::-1
+            ]
+            return_QGC = np.where(valid_QG, scores.reward_QG, 0.0)[..., None] - to_come_QGC
+            is_token_QGC = np.arange(return_QGC.shape[-1]) < length_QG[..., None]
+            counts_QGC = is_token_QGC & valid_QG[..., None]
+            return whitened(return_QGC, counts_QGC, ddof=objective.ddof, eps=objective.std_eps)
+        case ReinforcePlusPlus():
+            value_QG = scores.total_QG
+        case ReinforcePlusPlusBaseline():
+            value_QG = centred(scores.total_QG, valid_QG)
+    # Every token of a sequence has the sequence's value, so a sequence counts with its length.
+    return whitened(value_QG, valid_QG * length_QG, ddof=objective.ddof, eps=objective.std_eps)
+
+
+def of_sequences(advantage: Advantage, length_QG: Int[np.ndarray, "Q G"]) -> np.ndarray:
+    """The mean advantage of each sequence's tokens, [Q, G]."""
+    if advantage.ndim == 2:
+        return advantage
+    return advantage.sum(axis=-1) / np.maximum(length_QG, 1)
 
 
 def correction_advantage(
-    raw_MG: Float[np.ndarray, "M G"],
-    is_valid_MG: Bool[np.ndarray, "M G"],
+    scores: Scores,
     is_right_M: Bool[np.ndarray, "M"],
     prompt_M: Int[np.ndarray, "M"],
     *,
+    raw_MG: Float[np.ndarray, "M G"],
     mode: CorrectionAdvantage,
     risk_penalty: float,
-    ddof: int,
-    eps: float,
-) -> Float32[np.ndarray, "M G"]:
-    """The advantage of corrections, from the risk-averse reward r~ of the raw scores r.
+    objective: Objective,
+) -> Advantage:
+    """The advantage of corrections, from the risk-averse reward r~ of their scores r.
 
+        objective     that of `objective_advantage`, of r~; where it divides by the deviation of a
+                      group, by that of r
         raw_std       (r~ - mean r~) / (std r + eps)     over the corrections of one anchor
         std           (r~ - mean r~) / (std r~ + eps)    the same; risk_penalty has no effect
         none          r~ - mean r~                       the same
@@ -67,85 +146,67 @@ def correction_advantage(
         prompt_group  (r~ - mean r~) / (std r~ + eps)    over all corrections of one problem
         progress      r~ - z                             z = 1 if the anchor is right
 
+    The penalty is taken for a broken attempt alone, so r~ and r differ by it and by nothing else;
+    what else shapes the reward (length, divergence) is in both.
+
     Why `raw_std` and not `std`: the rewards of one anchor's group take two values, {0, 1} or
     {-risk_penalty, 1}. Both sets become the same numbers when they are centred and divided by their
     own deviation. Dividing by the deviation of the *raw* scores leaves the groups of wrong anchors
     as in GRPO and scales those of right anchors by 1 + risk_penalty.
 
     Args:
-      raw_MG: verifier scores; any value, NaN too, where not valid.
+      scores: of the corrections, the risk penalty not taken.
       is_right_M: whether the anchor of the row is a right attempt.
       prompt_M: identity of the anchor's problem, used by `prompt_group` alone.
+      raw_MG: the verifier's own scores, in [0, 1]; any value, NaN too, where not valid.
       risk_penalty: lambda_r.
-    Returns: float32 [M, G]; 0 where not valid and in groups with fewer than two valid samples.
+      objective: also the ddof and eps of the other modes; the deviation of the population and 1e-8
+        where it has none.
+    Returns: float32; 0 where not valid and, but for `progress` and REINFORCE++, in groups with
+      fewer than two valid samples.
     Raises: ValueError for another mode.
     """
-    raw_MG = np.where(is_valid_MG, raw_MG, 0.0)
-    shaped_MG = correction_reward(raw_MG, is_right_M, risk_penalty)
+    valid_MG = scores.is_valid_QG
+    raw_MG = np.where(valid_MG, raw_MG, 0.0).astype(np.float64)
+    risk_MG = correction_reward(raw_MG, is_right_M, risk_penalty) - raw_MG
+    if mode == "objective":
+        shaped = replace(scores, reward_QG=scores.reward_QG + risk_MG)
+        return objective_advantage(shaped, objective=objective, spread_QG=scores.total_QG)
+
+    plain_MG = scores.total_QG
+    shaped_MG = np.where(valid_MG, plain_MG + risk_MG, 0.0)
+    match objective:
+        case DrGrpo() | Rloo():
+            ddof, eps = 0, 1e-8
+        case _:
+            ddof, eps = objective.ddof, objective.std_eps
 
     if mode == "prompt_group":
         advantage_MG = np.zeros(raw_MG.shape, np.float32)
         for prompt in np.unique(prompt_M):
             rows = prompt_M == prompt
-            advantage_MG[rows] = group_advantage(
-                shaped_MG[rows].reshape(1, -1),
-                is_valid_MG[rows].reshape(1, -1),
-                scale_by_std=True,
-                ddof=ddof,
-                eps=eps,
-            ).reshape(shaped_MG[rows].shape)
+            group_1X, valid_1X = shaped_MG[rows].reshape(1, -1), valid_MG[rows].reshape(1, -1)
+            together_1X = standardised(group_1X, valid_1X, ddof=ddof, eps=eps)
+            advantage_MG[rows] = together_1X.reshape(shaped_MG[rows].shape)
         return advantage_MG
 
     if mode == "progress":
-        has_siblings_M1 = is_valid_MG.sum(axis=1, keepdims=True) >= 2
+        has_siblings_M1 = valid_MG.sum(axis=1, keepdims=True) >= 2
         gain_MG = shaped_MG - is_right_M[:, None]
-        return np.where(is_valid_MG & has_siblings_M1, gain_MG, 0.0).astype(np.float32)
+        return np.where(valid_MG & has_siblings_M1, gain_MG, 0.0).astype(np.float32)
 
-    centred_MG = _centred(shaped_MG, is_valid_MG)
-    scale_M1: np.ndarray | float
     match mode:
         case "raw_std":
-            scale_M1 = _std(raw_MG, is_valid_MG, ddof=ddof)[:, None] + eps
+            return standardised(shaped_MG, valid_MG, ddof=ddof, eps=eps, spread_QG=plain_MG)
         case "std":
-            scale_M1 = _std(shaped_MG, is_valid_MG, ddof=ddof)[:, None] + eps
+            return standardised(shaped_MG, valid_MG, ddof=ddof, eps=eps)
         case "none":
-            scale_M1 = 1.0
+            return centred(shaped_MG, valid_MG).astype(np.float32)
         case "batch_std":
-            scale_M1 = _std(shaped_MG.reshape(1, -1), is_valid_MG.reshape(1, -1), ddof=ddof) + eps
+            std = group_std(shaped_MG.reshape(1, -1), valid_MG.reshape(1, -1), ddof=ddof)
+            return (centred(shaped_MG, valid_MG) / (std + eps)).astype(np.float32)
         case _:
             raise ValueError(
-                f"correction.advantage is {mode!r}; it is one of raw_std, std, none, batch_std, "
-                "prompt_group and progress."
+                f"correction.advantage is {mode!r}; it is one of objective, raw_std, std, none, "
+                "batch_std, prompt_group and progress."
             )
-    return (centred_MG / scale_M1).astype(np.float32)
-
-
-def _centred(
-    reward_QG: Float[np.ndarray, "Q G"], is_valid_QG: Bool[np.ndarray, "Q G"]
-) -> np.ndarray:
-    """Reward less the mean of the group's valid samples; exactly 0 where that says nothing."""
-    is_mixed_Q1 = _is_mixed(reward_QG, is_valid_QG)[:, None]
-    centred_QG = np.where(is_valid_QG, reward_QG, 0.0) - _mean(reward_QG, is_valid_QG)[:, None]
-    return np.where(is_valid_QG & is_mixed_Q1, centred_QG, 0.0)
-
-
-def _mean(reward_QG: np.ndarray, is_valid_QG: np.ndarray) -> np.ndarray:
-    total_Q = np.sum(np.where(is_valid_QG, reward_QG, 0.0), axis=1, dtype=np.float64)
-    return total_Q / np.maximum(is_valid_QG.sum(axis=1), 1)
-
-
-def _std(reward_QG: np.ndarray, is_valid_QG: np.ndarray, *, ddof: int) -> np.ndarray:
-    """Standard deviation over the valid samples; 1 where they are fewer than two or all equal, so
-    that dividing the zeros of `_centred` by it is harmless even with eps = 0.
-    """
-    deviation_QG = np.where(is_valid_QG, reward_QG, 0.0) - _mean(reward_QG, is_valid_QG)[:, None]
-    squares_Q = np.sum(np.where(is_valid_QG, deviation_QG**2, 0.0), axis=1, dtype=np.float64)
-    std_Q = np.sqrt(squares_Q / np.maximum(is_valid_QG.sum(axis=1) - ddof, 1))
-    return np.where(_is_mixed(reward_QG, is_valid_QG), std_Q, 1.0)
-
-
-def _is_mixed(reward_QG: np.ndarray, is_valid_QG: np.ndarray) -> np.ndarray:
-    """Whether the valid rewards of a group differ (which takes at least two)."""
-    highest_Q = np.max(np.where(is_valid_QG, reward_QG, -np.inf), axis=1, initial=-np.inf)
-    lowest_Q = np.min(np.where(is_valid_QG, reward_QG, np.inf), axis=1, initial=np.inf)
-    return highest_Q > lowest_Q

@@ -8,21 +8,22 @@ loss of the whole batch.
 Values at tokens that are not targets are never read: they are replaced before anything is computed
 from them, because a product with a mask of zeros turns NaN into NaN, in values and in gradients.
 
-An objective is a dataclass in `config/` and a pure function here that returns what each token
-gains and whether its gradient is cut; `token_objective` pairs the two.
+What a token gains under the objective stands in `gains.py`, the weight against the sampler's gap in
+`importance.py`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from cipo_jax.config import Grpo, Kl, Objective
+from cipo_jax.config import Importance, Kl, Objective, Uncorrected
+from cipo_jax.method.gains import bounded_exp, token_gain
+from cipo_jax.method.importance import importance_weight
 from cipo_jax.records import Batch, Stream
-
-# Log-ratios beyond this are held there, without a gradient: exp(20) = 5e8 is far outside every clip
-# range, and an infinite ratio times a zero advantage would be NaN.
-MAX_LOG_RATIO = 20.0
 
 Sums = dict[str, tuple[Float32[Array, ""], Float32[Array, ""]]]
 
@@ -35,52 +36,69 @@ def policy_loss(
     *,
     objective: Objective,
     kl: Kl,
+    importance: Importance,
 ) -> tuple[Float32[Array, "2"], Sums]:
     """The loss of each stream, to be minimised, and the sums behind the metrics.
 
         loss[s] = sum over targets t of stream s of
-                  weight[t] * (-objective(ratio[t], advantage[t]) + kl.weight * divergence[t])
-        ratio   = exp(logprob - sampler_logprob)
+                  weight[t] * (-q[t] * gain[t] + kl.weight * divergence[t]
+                               - objective.entropy_bonus * entropy[t])
+        gain    = the objective's, of advantage and ratio exp(logprob - old_logprob) (`gains.py`)
+        q       = importance weight of old_logprob against sampler_logprob (`importance.py`)
+
+    The old log-probs are those before the first update on the batch:
+
+        importance none     the sampler's; q is 1
+        otherwise           batch.old_logprob; without it, the update is the first one, and they are
+                            logprob itself, without its gradient
 
     Args:
       logprob_BT: log-prob of each token under the policy being trained, nats, at the sampling
         temperature. Any value (NaN too) where not a target, here and in the other arrays.
-      entropy_BT: entropy of the policy's law for each token, nats; for the metrics only.
-      reference_logprob_BT: log-prob under the reference policy; may be None if kl.weight is 0.
+      entropy_BT: entropy of the policy's law for each token, nats; without an entropy bonus for the
+        metrics only, and then without a gradient.
+      reference_logprob_BT: log-prob under the reference policy; may be None if no KL penalty stands
+        in the loss.
       batch: the packed rows, or a microbatch of them.
     Returns: (loss_by_stream, sums). The losses are indexed by `Stream`, 0 for a stream without
       targets. The sums map a name to (total, count) over this batch's targets: add them over
       microbatches, then divide once.
-    Raises: ValueError at trace time if kl.weight is positive and there is no reference.
+    Raises: ValueError at trace time if a KL penalty stands in the loss and there is no reference.
     """
-    if kl.weight > 0 and reference_logprob_BT is None:
+    if kl.is_in_loss and reference_logprob_BT is None:
         raise ValueError(
             f"kl.weight is {kl.weight}, but no reference log-probs were given: score the batch "
             "with the reference policy, or set kl.weight to 0."
         )
     is_target_BT = batch.is_target_BT
-    log_ratio_BT = _at_targets(logprob_BT - batch.sampler_logprob_BT, is_target_BT)
-    advantage_BT = _at_targets(batch.advantage_BT, is_target_BT)
-    weight_BT = _at_targets(batch.weight_BT, is_target_BT)
+    batch = _cleaned(batch)
+    logprob_BT = _at_targets(logprob_BT, is_target_BT)
+    entropy_BT = _at_targets(entropy_BT, is_target_BT)
+    old_logprob_BT = _old_logprob(logprob_BT, batch, importance)
 
-    gain_BT, is_clipped_BT = token_objective(log_ratio_BT, advantage_BT, objective=objective)
-    cost_BT = -gain_BT
+    gain_BT, is_clipped_BT = token_gain(logprob_BT, old_logprob_BT, batch, objective=objective)
+    q_BT, is_bounded_BT = importance_weight(old_logprob_BT, batch, importance=importance)
+    cost_BT = -q_BT * gain_BT
 
     per_token = {
-        "policy/entropy": _at_targets(entropy_BT, is_target_BT),
+        "policy/entropy": jax.lax.stop_gradient(entropy_BT),
         "policy/clip_share": is_clipped_BT.astype(jnp.float32),
-        "policy/ratio": _bounded_exp(log_ratio_BT),
-        "parity/mean": jnp.abs(log_ratio_BT),
+        "policy/ratio": bounded_exp(logprob_BT - old_logprob_BT),
+        "importance/weight": q_BT,
+        "importance/bounded_share": is_bounded_BT.astype(jnp.float32),
+        "parity/mean": jnp.abs(logprob_BT - batch.sampler_logprob_BT),
     }
+    if objective.entropy_bonus > 0:
+        cost_BT = cost_BT - objective.entropy_bonus * entropy_BT
     if reference_logprob_BT is not None:
-        log_gap_BT = _at_targets(logprob_BT - reference_logprob_BT, is_target_BT)
+        log_gap_BT = logprob_BT - _at_targets(reference_logprob_BT, is_target_BT)
         divergence_BT = divergence(log_gap_BT, estimator=kl.estimator)
         cost_BT = cost_BT + kl.weight * divergence_BT
         per_token["kl"] = divergence_BT
 
     loss_by_stream = jnp.stack(
         [
-            jnp.sum(_at_targets(weight_BT * cost_BT, is_target_BT & (batch.stream_BT == stream)))
+            jnp.sum(jnp.where(batch.stream_BT == stream, batch.weight_BT * cost_BT, 0.0))
             for stream in Stream
         ]
     )
@@ -114,40 +132,6 @@ def largest_parity_gap(logprob_BT: Float[Array, "B T"], batch: Batch) -> Float32
     return jnp.max(_at_targets(gap_BT, batch.is_target_BT), initial=0.0)
 
 
-def token_objective(
-    log_ratio_BT: Float[Array, "B T"], advantage_BT: Float[Array, "B T"], *, objective: Objective
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """What each token gains (to be maximised), and whether its gradient is cut by the clip."""
-    match objective:
-        case Grpo():
-            return clipped_ratio(
-                log_ratio_BT, advantage_BT, low=objective.clip_low, high=objective.clip_high
-            )
-
-
-def clipped_ratio(
-    log_ratio_BT: Float[Array, "B T"],
-    advantage_BT: Float[Array, "B T"],
-    *,
-    low: float,
-    high: float,
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """The pessimistic clipped surrogate of PPO.
-
-        min(w A, clip(w, 1 - low, 1 + high) A),   w = exp(log_ratio)
-
-    It is written as a choice between the two terms, because `minimum` splits the gradient between
-    equal arguments and would halve it where w sits on the edge of the range.
-
-    Source: Schulman et al. 2017, arXiv 1707.06347, equation 7; two bounds after arXiv 2503.14476.
-    """
-    ratio_BT = _bounded_exp(log_ratio_BT)
-    is_too_high_BT = (advantage_BT > 0) & (ratio_BT > 1 + high)
-    is_too_low_BT = (advantage_BT < 0) & (ratio_BT < 1 - low)
-    bounded_BT = jnp.where(is_too_high_BT, 1 + high, jnp.where(is_too_low_BT, 1 - low, ratio_BT))
-    return bounded_BT * advantage_BT, is_too_high_BT | is_too_low_BT
-
-
 def divergence(log_gap_BT: Float[Array, "B T"], *, estimator: str) -> Float[Array, "B T"]:
     """Estimates of the divergence KL(policy || reference) from tokens drawn from the policy.
 
@@ -165,13 +149,30 @@ def divergence(log_gap_BT: Float[Array, "B T"], *, estimator: str) -> Float[Arra
         case "k2":
             return 0.5 * jnp.square(log_gap_BT)
         case "k3":
-            return _bounded_exp(-log_gap_BT) - 1 + log_gap_BT
+            return bounded_exp(-log_gap_BT) - 1 + log_gap_BT
         case _:
             raise ValueError(f"kl.estimator is {estimator!r}; it is one of k1, k2 and k3.")
 
 
-def _bounded_exp(log_ratio_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
-    return jnp.exp(jnp.clip(log_ratio_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+def _old_logprob(
+    logprob_BT: Float[Array, "B T"], batch: Batch, importance: Importance
+) -> Float[Array, "B T"]:
+    """Log-probs before the first update on the batch, 0 where not a target."""
+    if isinstance(importance, Uncorrected):
+        return batch.sampler_logprob_BT
+    if batch.old_logprob_BT is None:
+        return jax.lax.stop_gradient(logprob_BT)
+    return batch.old_logprob_BT
+
+
+def _cleaned(batch: Batch) -> Batch:
+    """The batch with zeros in what the loss reads, where not a target."""
+    names = ("sampler_logprob_BT", "old_logprob_BT", "advantage_BT", "weight_BT")
+    read = {name: getattr(batch, name) for name in names}
+    cleaned = {
+        name: x if x is None else _at_targets(x, batch.is_target_BT) for name, x in read.items()
+    }
+    return dataclasses.replace(batch, **cleaned)
 
 
 def _at_targets(

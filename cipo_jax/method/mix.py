@@ -12,7 +12,7 @@ that are left out of the rows because their advantage is 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -42,7 +42,8 @@ class Group:
     stream: Stream
     prompt_P: Int[np.ndarray, "P"]
     completions: Sequence[Completion]
-    advantage_G: Float[np.ndarray, "G"]
+    advantage_G: Float[np.ndarray, "G"] | Float[np.ndarray, "G C"]
+    """Of each completion; or of each of its tokens, padded."""
     is_valid_G: Bool[np.ndarray, "G"]
 
 
@@ -96,17 +97,7 @@ def mix(
     for group in groups:
         _check(group, row_tokens=train.row_tokens, max_new_tokens=max_new_tokens)
     token_weight = _Weights(groups, objective, max_new_tokens)
-    units = [
-        unit
-        for group in groups
-        for unit in _units(
-            group,
-            [g for g in range(len(group.completions)) if _is_laid_out(group, g, keep_zero_signal)],
-            row_tokens=train.row_tokens,
-            share_prompts=train.share_prompts,
-        )
-    ]
-    rows = _first_fit_decreasing([unit.num_tokens for unit in units], train.row_tokens)
+    rows = _packed(groups, train=train, keep_zero_signal=keep_zero_signal)
     if len(rows) > max_rows:
         raise ValueError(
             f"The batch needs {len(rows)} rows of {train.row_tokens} tokens, but has {max_rows}: "
@@ -115,13 +106,37 @@ def mix(
     arrays: dict[str, np.ndarray] = {
         name: np.zeros((max_rows, train.row_tokens), dtype) for name, dtype in _DTYPES.items()
     }
-    for b, members in enumerate(rows):
-        row = {name: array_BT[b] for name, array_BT in arrays.items()}
-        _lay_out(row, [units[u] for u in members], token_weight)
+    for b, units in enumerate(rows):
+        _lay_out({name: array_BT[b] for name, array_BT in arrays.items()}, units, token_weight)
     return Batch(
         **{f"{name}_BT": array_BT for name, array_BT in arrays.items()},
         num_rows=np.asarray(len(rows), np.int32),
     )
+
+
+def unmixed(
+    value_BT: Float[np.ndarray, "B T"],
+    groups: Sequence[Group],
+    *,
+    train: Train,
+    keep_zero_signal: bool,
+) -> Float[np.ndarray, "Q G C"]:
+    """What the rows of `mix` hold for each token of the completions, back in the order of groups.
+
+    Args:
+      value_BT: speaks about the tokens of the batch that `mix` made of these very arguments.
+      groups: all with the same number of completions.
+    Returns: [Q, G, C], C the longest completion; 0 beyond a completion's length, and for those that
+      were left out of the rows.
+    """
+    longest = max(len(c.token_C) for group in groups for c in group.completions)
+    shape = (len(groups), len(groups[0].completions), longest)
+    value_QGC = np.zeros(shape, value_BT.dtype)
+    for b, units in enumerate(_packed(groups, train=train, keep_zero_signal=keep_zero_signal)):
+        for unit, _, completions in _placed(units):
+            for g, here in completions:
+                value_QGC[unit.index, g, : here.stop - here.start] = value_BT[b, here]
+    return value_QGC
 
 
 def max_rows(cfg: Config) -> int:
@@ -167,8 +182,12 @@ def max_rows(cfg: Config) -> int:
 def abstract_batch(cfg: Config) -> Batch:
     """The batch of `mix` as `jax.ShapeDtypeStruct`s: what the train step is compiled for."""
     shape = (max_rows(cfg), cfg.train.row_tokens)
+    scored = {"old_logprob": np.float32} if cfg.has_old_logprob else {}
     return Batch(
-        **{f"{name}_BT": jax.ShapeDtypeStruct(shape, dtype) for name, dtype in _DTYPES.items()},
+        **{
+            f"{name}_BT": jax.ShapeDtypeStruct(shape, dtype)
+            for name, dtype in (_DTYPES | scored).items()
+        },
         num_rows=jax.ShapeDtypeStruct((), np.int32),
     )
 
@@ -208,7 +227,7 @@ def _check(group: Group, *, row_tokens: int, max_new_tokens: int) -> None:
 
 
 def _is_laid_out(group: Group, g: int, keep_zero_signal: bool) -> bool:
-    return bool(group.is_valid_G[g]) and (keep_zero_signal or group.advantage_G[g] != 0)
+    return bool(group.is_valid_G[g]) and (keep_zero_signal or bool(np.any(group.advantage_G[g])))
 
 
 class _Weights:
@@ -246,6 +265,8 @@ class _Weights:
 class _Unit:
     """A prompt with the completions (indices into its group) that follow it in one row."""
 
+    index: int
+    """Of the group."""
     group: Group
     members: list[int]
 
@@ -255,14 +276,31 @@ class _Unit:
         return len(self.group.prompt_P) + sum(len(completions[g].token_C) for g in self.members)
 
 
+def _packed(groups: Sequence[Group], *, train: Train, keep_zero_signal: bool) -> list[list[_Unit]]:
+    """The rows of a batch, as the units that stand in them one after the other."""
+    units = [
+        unit
+        for index, group in enumerate(groups)
+        for unit in _units(
+            index,
+            group,
+            [g for g in range(len(group.completions)) if _is_laid_out(group, g, keep_zero_signal)],
+            row_tokens=train.row_tokens,
+            share_prompts=train.share_prompts,
+        )
+    ]
+    rows = _first_fit_decreasing([unit.num_tokens for unit in units], train.row_tokens)
+    return [[units[u] for u in row] for row in rows]
+
+
 def _units(
-    group: Group, members: Sequence[int], *, row_tokens: int, share_prompts: bool
+    index: int, group: Group, members: Sequence[int], *, row_tokens: int, share_prompts: bool
 ) -> Iterable[_Unit]:
     if not share_prompts:
-        return [_Unit(group, [g]) for g in members]
+        return [_Unit(index, group, [g]) for g in members]
     lengths = [len(group.completions[g].token_C) for g in members]
     bins = _first_fit_decreasing(lengths, row_tokens - len(group.prompt_P))
-    return [_Unit(group, [members[i] for i in indices]) for indices in bins]
+    return [_Unit(index, group, [members[i] for i in indices]) for indices in bins]
 
 
 def _first_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -292,39 +330,51 @@ _DTYPES: dict[str, type] = {
 }
 
 
-def _lay_out(row: dict[str, np.ndarray], units: Sequence[_Unit], token_weight: _Weights) -> None:
-    """Write units into the arrays [T] of one row, one after the other."""
-    start, segment = 0, 0
+def _placed(
+    units: Sequence[_Unit],
+) -> Iterator[tuple[_Unit, slice, list[tuple[int, slice]]]]:
+    """Where each unit's prompt and its completions (by index in the group) stand in their row."""
+    start = 0
     for unit in units:
+        prompt = slice(start, start + len(unit.group.prompt_P))
+        start = prompt.stop
+        completions = []
+        for g in unit.members:
+            here = slice(start, start + len(unit.group.completions[g].token_C))
+            completions.append((g, here))
+            start = here.stop
+        yield unit, prompt, completions
+
+
+def _lay_out(row: dict[str, np.ndarray], units: Sequence[_Unit], token_weight: _Weights) -> None:
+    """Write units into the arrays [T] of one row."""
+    segment = 0
+    for unit, prompt, completions in _placed(units):
         group = unit.group
         prompt_length = len(group.prompt_P)
-        prompt = slice(start, start + prompt_length)
-        last_of_prompt = start + prompt_length - 1
         segment += 1
         prompt_segment = segment
         row["token"][prompt] = group.prompt_P
         row["position"][prompt] = np.arange(prompt_length)
         row["segment"][prompt] = prompt_segment
         row["prefix"][prompt] = prompt_segment
-        row["predecessor"][prompt] = np.arange(start - 1, last_of_prompt)
-        row["predecessor"][start] = 0  # nothing predicts a prompt's first token
+        row["predecessor"][prompt] = np.arange(prompt.start - 1, prompt.stop - 1)
+        row["predecessor"][prompt.start] = 0  # nothing predicts a prompt's first token
         row["stream"][prompt] = group.stream
-        start += prompt_length
 
-        for g in unit.members:
+        for g, here in completions:
             completion = group.completions[g]
             length = len(completion.token_C)
-            here = slice(start, start + length)
             segment += 1
             row["token"][here] = completion.token_C
             row["position"][here] = np.arange(prompt_length, prompt_length + length)
             row["segment"][here] = segment
             row["prefix"][here] = prompt_segment
-            row["predecessor"][here] = np.arange(start - 1, start + length - 1)
-            row["predecessor"][start] = last_of_prompt
+            row["predecessor"][here] = np.arange(here.start - 1, here.stop - 1)
+            row["predecessor"][here.start] = prompt.stop - 1
             row["is_target"][here] = True
             row["sampler_logprob"][here] = completion.logprob_C
-            row["advantage"][here] = group.advantage_G[g]
+            # One number for the sequence, or one for each token.
+            row["advantage"][here] = np.atleast_1d(group.advantage_G[g])[:length]
             row["weight"][here] = token_weight(group.stream, length)
             row["stream"][here] = group.stream
-            start += length

@@ -1,9 +1,9 @@
-"""The risk-averse reward of a correction."""
+"""What shapes a reward beside the verifier: the risk of a correction, and length."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 
 def correction_reward(
@@ -31,3 +31,26 @@ def correction_reward(
             "right attempts. Use 0 for no penalty."
         )
     return raw_MG - risk_penalty * is_right_M[:, None] * (1 - raw_MG)
+
+
+def overlong_penalty(
+    length_QG: Int[np.ndarray, "Q G"], *, limit: int, share: float, penalty: float
+) -> Float[np.ndarray, "Q G"]:
+    """What a completion loses by its length: nothing up to (1 - share) * limit, then linearly more,
+    to `penalty` at the limit.
+
+        penalty * max(0, (length - (L - C)) / C),   L = limit, C = share * limit
+
+    Both streams have the same rule. It shapes advantages alone; verdicts and metrics stay as they
+    are.
+
+    Args:
+      length_QG: sampled tokens, at most `limit`.
+      limit: sampling.max_new_tokens.
+      share: in (0, 1].
+    Returns: float64, not negative.
+    Source: Yu et al. 2025 (DAPO), arXiv 2503.14476, equation 13, with a completion at the limit for
+      one beyond it.
+    """
+    buffer = share * limit
+    return penalty * np.maximum(0.0, (length_QG - (limit - buffer)) / buffer)
