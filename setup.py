@@ -44,6 +44,7 @@ setup(
             "uvicorn>=0.30",
             "gmpy2>=2.2",
             "torch==2.13.0",
+            "peft>=0.21",
         ],
     },
     entry_points={"console_scripts": ["cipo=cipo_jax.cli:main"]},

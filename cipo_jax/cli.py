@@ -1,6 +1,7 @@
 """`cipo`: the command line.
 
 cipo train CONFIG [--run-dir DIR [--allow-changes]] [--any.field value ...]
+cipo export RUN OUT [--step N] [--adapter]
 cipo regrade RUN
 cipo verify-serve [--host HOST] [--port PORT] [--workers N]
 """
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"cipo_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_export(commands)
     _add_regrade(commands)
     _add_verify_serve(commands)
     parsed, rest = parser.parse_known_args(arguments)
@@ -84,6 +86,56 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
     from cipo_jax.loop import train
 
     train(cfg, folder, allow_changes=parsed.allow_changes)
+    return 0
+
+
+def _add_export(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a run's model as a folder that transformers loads",
+        description="Write the policy of a run to the new folder OUT, for transformers or peft, "
+        "with a model card. Runs on the CPU, so a training process keeps its accelerator. See "
+        "docs/export.md.",
+    )
+    parser.add_argument(
+        "source",
+        metavar="RUN",
+        help="the run's folder; or a model, as model.path of a configuration names it",
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="a folder that is not there yet")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of the weights (default: that of the base model's files)",
+    )
+    parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="the LoRA adapter alone, as a folder for peft (default: merged into the base)",
+    )
+    parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not compare with transformers, which takes memory for the model twice",
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(parsed: argparse.Namespace, rest: list[str]) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from cipo_jax.export import export
+
+    exported = export(
+        parsed.source,
+        parsed.out,
+        step=parsed.step,
+        dtype=parsed.dtype,
+        as_adapter=parsed.adapter,
+        has_check=not parsed.no_check,
+    )
+    at_step = "" if exported.step is None else f", step {exported.step}"
+    print(f"{exported.folder}: {exported.dtype}{at_step}\n{exported.check}")
     return 0
 
 

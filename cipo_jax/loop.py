@@ -141,7 +141,7 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
         log = stack.enter_context(
             RunLog(folder, cfg.log, first_step=first, num_steps=cfg.train.steps)
         )
-        log.environment(_devices(mesh))
+        log.environment(_devices(mesh), verifier=str(judge.report))
         log.message(str(judge.report))
         done = first
         while done < cfg.train.steps and not interrupt.requested:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -91,11 +92,9 @@ def eos_ids(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> tuple[in
     found: set[int] = set()
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
-    if isinstance(source, PretrainedModel):
-        generation = resolve(source.path) / "generation_config.json"
-        if generation.is_file():
-            stated = json.loads(generation.read_text()).get("eos_token_id")
-            found |= set(stated) if isinstance(stated, list) else {stated} - {None}
+    stated = _generation_config(source).get("eos_token_id")
+    if stated is not None:
+        found |= set(stated) if isinstance(stated, list) else {stated}
     found |= _ends_of_turn(tokenizer)
     if not found:
         raise ValueError(
@@ -106,12 +105,29 @@ def eos_ids(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> tuple[in
 
 
 def save_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, eos_ids: tuple[int, ...], folder: Path
+    tokenizer: PreTrainedTokenizerFast,
+    eos_ids: tuple[int, ...],
+    folder: Path,
+    source: ModelSource,
 ) -> None:
-    """Writes the tokenizer and generation_config.json beside the weights of `hf.save`."""
+    """Writes the tokenizer and generation_config.json beside the weights of `hf.save`.
+
+    What the source's own generation_config.json states, such as a temperature, is kept; the tokens
+    that end an answer are `eos_ids`.
+    """
     tokenizer.save_pretrained(folder)
-    config = {"eos_token_id": list(eos_ids), "pad_token_id": tokenizer.pad_token_id}
+    config = _generation_config(source) | {
+        "eos_token_id": list(eos_ids),
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     (Path(folder) / "generation_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _generation_config(source: ModelSource) -> dict[str, Any]:
+    if not isinstance(source, PretrainedModel):
+        return {}
+    file = resolve(source.path) / "generation_config.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _ends_of_turn(tokenizer: PreTrainedTokenizerFast) -> set[int]:

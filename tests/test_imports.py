@@ -37,6 +37,7 @@ ROOMS = [
     "run_folder",
     "evaluate",
     "report",
+    "export",
     "loop",
     "cli",
 ]

@@ -163,7 +163,7 @@ def test_other_hosts_write_their_rollouts_only(tmp_path: Path, capsys) -> None:
     with run_log(tmp_path), run_log(tmp_path, host=3) as log:
         log.step(1, {"a": 1})
         log.message("hello")
-        log.environment({})
+        log.environment({}, verifier="")
         log.rollouts(1, [row(1)])
     assert lines(tmp_path) == []
     assert capsys.readouterr().out == ""
@@ -174,7 +174,7 @@ def test_other_hosts_write_their_rollouts_only(tmp_path: Path, capsys) -> None:
 def test_environment_is_read_from_the_machine(tmp_path: Path) -> None:
     os.environ["CIPO_TEST_SECRET"] = "hunter2"
     with run_log(tmp_path) as log:
-        log.environment({"kind": "cpu", "count": 8})
+        log.environment({"kind": "cpu", "count": 8}, verifier="none")
     text = (tmp_path / "environment.json").read_text()
     record = json.loads(text)
     assert record["devices"] == {"kind": "cpu", "count": 8}

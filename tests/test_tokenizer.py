@@ -113,7 +113,7 @@ def test_what_is_exported_is_a_model_again(tmp_path):
     params, arch = load_model(RandomModel(preset="tiny-qwen2"), seed=3)
     hf.save(params, arch, tmp_path)
     tokenizer = byte_tokenizer()
-    save_tokenizer(tokenizer, (97, 258), tmp_path)
+    save_tokenizer(tokenizer, (97, 258), tmp_path, RandomModel())
     source = PretrainedModel(path=str(tmp_path))
     again, arch_again = load_model(source)
     assert arch_again == arch == load_architecture(source)

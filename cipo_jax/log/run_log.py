@@ -78,12 +78,12 @@ class RunLog:
         pq.write_table(pa.table(columns, schema=SCHEMA), unfinished, compression="zstd")
         unfinished.replace(path)
 
-    def environment(self, devices: Mapping[str, Any]) -> None:
-        """Write environment.json: what `environment` finds, and the devices as the caller sees
-        them.
+    def environment(self, devices: Mapping[str, Any], *, verifier: str) -> None:
+        """Write environment.json: what `environment` finds, the devices as the caller sees them,
+        and what protects the machine from the programs that are judged.
         """
         if self._host == 0:
-            record = {**environment(), "devices": dict(devices)}
+            record = {**environment(), "devices": dict(devices), "verifier": verifier}
             path = self._run_dir / "environment.json"
             path.write_text(json.dumps(record, indent=2, default=str) + "\n")
 

@@ -18,11 +18,13 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from cipo_jax.config import Lora
-from cipo_jax.model.linear import Adapted
+from cipo_jax.model import transformer
+from cipo_jax.model.linear import Adapted, merged
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.sharding import letters_of
@@ -54,6 +56,8 @@ def init(key: PRNGKeyArray, arch: Architecture, cfg: Lora) -> Adapter:
         A ~ U(-1/sqrt(in), 1/sqrt(in)),    B = 0
 
     as in the peft library. The A of a projection does not depend on which others are adapted.
+
+    Raises: ValueError for a projection that the architecture does not have.
     """
     sizes = {
         "L": arch.num_layers,
@@ -64,6 +68,14 @@ def init(key: PRNGKeyArray, arch: Architecture, cfg: Lora) -> Adapter:
         "F": arch.mlp_dim,
         "R": cfg.rank,
     }
+
+    blocks = transformer.abstract(arch).blocks
+    absent = [name for name in cfg.projections if getattr(blocks, name) is None]
+    if absent:
+        raise ValueError(
+            f"adapter.projections names {', '.join(absent)}, which layers of the {arch.family} "
+            "family don't have: leave them out."
+        )
 
     def draw(index: int, name: str, hint: object) -> Array | None:
         projection, side = name.split("_")
@@ -84,6 +96,18 @@ def init(key: PRNGKeyArray, arch: Architecture, cfg: Lora) -> Adapter:
 def abstract(arch: Architecture, cfg: Lora) -> Adapter:
     """`Adapter` of `jax.ShapeDtypeStruct`, with no memory."""
     return jax.eval_shape(partial(init, arch=arch, cfg=cfg), jax.random.key(0))
+
+
+def merge(params: Params, dtype: np.dtype) -> Params:
+    """The decoder in `dtype`, with each adapted matrix merged in float32 and rounded once."""
+
+    @jax.jit
+    def one(weight: Array | Adapted) -> Array:
+        if isinstance(weight, Adapted):
+            weight = jax.lax.map(merged, weight)  # a layer at a time
+        return weight.astype(dtype)
+
+    return jax.tree.map(one, params, is_leaf=lambda x: isinstance(x, Adapted))
 
 
 def adapt(params: Params, adapter: Adapter, cfg: Lora) -> Params:

@@ -129,6 +129,17 @@ def load(
     )
 
 
+def stored_dtype(file: Path) -> str:
+    """Of the embedding: bfloat16 or float16, or float32, which quantised weights expand to."""
+    (kind,) = (t.tensor_type for t in _open(file).tensors if t.name == LAYOUT["embed"][0])
+    return {"BF16": "bfloat16", "F16": "float16"}.get(kind.name, "float32")
+
+
+def licence(file: Path) -> str | None:
+    """The identifier of the model's licence, if the file states one."""
+    return _value(_open(file), "general.license")
+
+
 def half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of a query or key projection from neighbouring pairs (2i, 2i+1) to pairs (i, i + H/2).
 

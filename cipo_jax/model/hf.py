@@ -108,6 +108,16 @@ def load(
         )
 
 
+def stored_dtype(folder: Path) -> str:
+    """Of the embedding in the folder's files: float32, bfloat16 or float16."""
+    names = {"BF16": "bfloat16", "F16": "float16"}
+    for path in _weight_files(Path(folder)):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            if LAYOUT["embed"][0] in file.keys():  # noqa: SIM118 (an open file is no mapping)
+                return names.get(file.get_slice(LAYOUT["embed"][0]).get_dtype(), "float32")
+    raise ValueError(f"{folder} holds no {LAYOUT['embed'][0]}.")
+
+
 def save(params: Params, arch: Architecture, folder: Path) -> None:
     """Writes config.json and safetensors that transformers loads, in the dtype of the parameters.
 

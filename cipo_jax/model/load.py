@@ -22,8 +22,11 @@ from cipo_jax.sharding import PARAM_RULES, shardings_of
 
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt"]
-"""What is fetched from the hub: weights, constants, tokenizer and chat template."""
+_FILES = [
+    "*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "README.md", "LICENSE*",
+    "NOTICE*",
+]  # fmt: skip
+"""What is fetched from the hub: weights, constants, tokenizer, chat template and licence."""
 _CONSTANTS = ["config.json"]
 
 
@@ -69,6 +72,16 @@ def load_model(
     path = resolve(source.path)
     read = gguf.load if path.suffix == ".gguf" else hf.load
     return read(path, arch, shardings, dtype=dtype), arch
+
+
+def stored_dtype(source: ModelSource) -> str:
+    """What the model's files hold the embedding in: float32, bfloat16 or float16; float32 for
+    quantised files and for random weights.
+    """
+    if isinstance(source, RandomModel):
+        return "float32"
+    path = resolve(source.path)
+    return gguf.stored_dtype(path) if path.suffix == ".gguf" else hf.stored_dtype(path)
 
 
 def resolve(path: str, *, files: Sequence[str] = _FILES) -> Path:

@@ -24,9 +24,17 @@ def comparison(before: Evaluation, after: Evaluation) -> Table:
         box=None,
         padding=(0, 3, 0, 0),
     )
-    for label, path in _figures(after):
-        table.add_row(label, *(_shown(_at(e, path)) for e in (before, after)))
+    for row in figures(before, after):
+        table.add_row(*row)
     return table
+
+
+def figures(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
+    """(label, before, after) of each figure, as text."""
+    return [
+        (label, _shown(_at(before, path)), _shown(_at(after, path)))
+        for label, path in _paths(after)
+    ]
 
 
 def print_comparison(before: Evaluation, after: Evaluation, *, seed: int) -> None:
@@ -58,7 +66,7 @@ def print_comparison(before: Evaluation, after: Evaluation, *, seed: int) -> Non
     )
 
 
-def _figures(evaluation: Evaluation) -> list[tuple[str, Sequence[str]]]:
+def _paths(evaluation: Evaluation) -> list[tuple[str, Sequence[str]]]:
     samples, largest = evaluation["samples"], max(evaluation["pass_at_k"], key=int)
     return [
         ("accuracy, greedy", ("greedy",)),
