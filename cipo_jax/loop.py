@@ -272,8 +272,8 @@ def check_divisible(cfg: Config, mesh: Mesh) -> None:
     rows = cfg.train.rows_per_microbatch
     if rows % shards:
         raise ValueError(
-            f"train.rows_per_microbatch is {rows}, which does not divide over data * fsdp = "
-            f"{shards} devices: make it a multiple of {shards}, or choose another mesh."
+            f"train.rows_per_microbatch is {rows}, which does not divide over data * fsdp * "
+            f"expert = {shards} devices: make it a multiple of {shards}, or choose another mesh."
         )
 
 

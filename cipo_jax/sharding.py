@@ -3,9 +3,10 @@
 Two rule tables, one for parameters and one for activations, say it per dimension letter; the
 letters of an array come from the annotation of its record's field. Nothing here knows a model.
 
-The mesh has three axes. `data` replicates parameters and splits rows. `fsdp` splits rows too, and
+The mesh has four axes. `data` replicates parameters and splits rows. `fsdp` splits rows too, and
 stores each parameter in pieces that are gathered when they are used. `tensor` splits heads, MLP
-channels and vocabulary.
+channels and vocabulary. `expert` splits rows and the experts of a layer; all else is replicated
+over it.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 """Dimension letter to the mesh axis or axes it is split over; None says replicated. A letter that
 is not there is an error: replication must be said."""
 
+ROW_AXES = ("data", "fsdp", "expert")
+"""The mesh axes that rows are split over."""
+
 PARAM_RULES: Rules = {
     "L": None,
+    "E": "expert",
     "V": "tensor",
     "D": "fsdp",
     "N": "tensor",
@@ -42,8 +47,8 @@ PARAM_RULES: Rules = {
 }
 
 ACTIVATION_RULES: Rules = {
-    "Q": ("data", "fsdp"),
-    "B": ("data", "fsdp"),
+    "Q": ROW_AXES,
+    "B": ROW_AXES,
     "G": None,
     "P": None,
     "C": None,
@@ -65,7 +70,7 @@ To gather the pieces along fsdp again for each token would move the whole model 
 interconnect per token, so each device along data and fsdp holds a copy, in the compute dtype and
 for the length of one call of the sampler. `tensor` is what makes the copy smaller."""
 
-LOOKUP_RULES: Rules = {**ACTIVATION_RULES, "B": "data", "D": "fsdp"}
+LOOKUP_RULES: Rules = {**ACTIVATION_RULES, "B": ("data", "expert"), "D": "fsdp"}
 """Activations that were just looked up in a table whose D lies over fsdp: each device has its piece
 of D for the rows of all devices along fsdp, which then exchange pieces for rows."""
 
@@ -77,7 +82,8 @@ query heads stay split."""
 
 
 def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The device mesh with axes `data`, `fsdp`, `tensor`, ordered for the wiring of the slice.
+    """The device mesh with axes `data`, `fsdp`, `expert`, `tensor`, ordered for the wiring of the
+    slice.
 
     The axes are `Auto`: XLA propagates shardings from the parameters and the batch.
 
@@ -89,17 +95,18 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     devices = jax.devices() if devices is None else devices
     fsdp = sizes.fsdp
     if fsdp == -1:
-        fsdp = max(1, len(devices) // (sizes.data * sizes.tensor))
-    shape = (sizes.data, fsdp, sizes.tensor)
+        fsdp = max(1, len(devices) // (sizes.data * sizes.expert * sizes.tensor))
+    shape = (sizes.data, fsdp, sizes.expert, sizes.tensor)
     if math.prod(shape) != len(devices):
         raise ValueError(
-            f"mesh: data {sizes.data} * fsdp {sizes.fsdp} * tensor {sizes.tensor} does not make "
-            f"{len(devices)} devices. Choose data and tensor so that their product divides "
-            f"{len(devices)}, and leave fsdp at -1."
+            f"mesh: data {sizes.data} * fsdp {sizes.fsdp} * expert {sizes.expert} * tensor "
+            f"{sizes.tensor} does not make {len(devices)} devices. Choose data, expert and tensor "
+            f"so that their product divides {len(devices)}, and leave fsdp at -1."
         )
     # jax.make_mesh refuses shapes such as 16 x 4 on an 8 x 8 torus, which need a split axis.
     grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(grid, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    axes = ("data", "fsdp", "expert", "tensor")
+    return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
 def shardings_of(tree: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -120,7 +127,7 @@ def shardings_of(tree: Any, mesh: Mesh, rules: Rules) -> Any:
 
 
 def batch_shardings(mesh: Mesh) -> Batch:
-    """Shardings of a `records.Batch`: rows over data and fsdp, whole along time."""
+    """Shardings of a `records.Batch`: rows over ROW_AXES, whole along time."""
     return shardings_of(Batch, mesh, ACTIVATION_RULES)
 
 
@@ -134,8 +141,8 @@ def abstract_on(record: Record, mesh: Mesh, rules: Rules) -> Record:
 
 
 def num_row_shards(mesh: Mesh) -> int:
-    """Into how many pieces the rows of a batch are split: data * fsdp."""
-    return math.prod(mesh.shape[axis] for axis in _axes(ACTIVATION_RULES["B"]))
+    """Into how many pieces the rows of a batch are split: data * fsdp * expert."""
+    return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
 def distributed(record: Record, mesh: Mesh, rules: Rules) -> Record:

@@ -36,7 +36,9 @@ from cipo_jax.records import Batch, Stream
 from cipo_jax.sharding import (
     ACTIVATION_RULES,
     PARAM_RULES,
+    ROW_AXES,
     batch_shardings,
+    num_row_shards,
     shardings_of,
 )
 
@@ -249,7 +251,7 @@ def row_logprobs(
         ),
         in_specs=(PartitionSpec(), split, split, split),
         out_specs=(split, split),
-        axis_names={"data", "fsdp"},
+        axis_names=set(ROW_AXES),
         check_vma=False,
     )
     no_blocks = dataclasses.replace(params, blocks=None)  # type: ignore[arg-type]
@@ -322,11 +324,11 @@ def _check_arguments(frozen: Params | None, batch: Batch, cfg: Config, mesh: Mes
             f"the batch has {num_rows} rows, which train.rows_per_microbatch "
             f"{cfg.train.rows_per_microbatch} does not divide: fill it up with empty rows."
         )
-    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    num_shards = num_row_shards(mesh)
     if cfg.train.rows_per_microbatch % num_shards:
         raise ValueError(
             f"train.rows_per_microbatch is {cfg.train.rows_per_microbatch}, but a microbatch is "
-            f"spread over data * fsdp = {num_shards} devices: choose a multiple of that."
+            f"spread over data * fsdp * expert = {num_shards} devices: choose a multiple of that."
         )
 
 

@@ -17,32 +17,46 @@ import safetensors.numpy
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from cipo_jax import config
 from cipo_jax.logprobs import logits
-from cipo_jax.model import hf
-from cipo_jax.model.presets import PRESETS, Architecture
+from cipo_jax.model import hf, layout
+from cipo_jax.model.presets import PRESETS, Architecture, LinearRopeScaling
 from cipo_jax.model.transformer import Params, abstract, hidden_states
 from cipo_jax.sharding import PARAM_RULES, make_mesh, shardings_of
 
 TOLERANCE = 1e-4
 """On logits of up to 7. Measured: 3.4e-5 at most; wrong constants give 0.5 and more."""
 
-FAMILIES = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
+FAMILIES = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-gemma3"]
 
 
 def tiny(preset: str) -> Architecture:
     """The constants of a public model at the dimensions of a tiny one."""
+    arch = PRESETS[preset]
+    like = PRESETS[next(name for name in FAMILIES if PRESETS[name].family == arch.family)]
     dims = ["model_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"]
-    small = {name: getattr(PRESETS["tiny-llama"], name) for name in dims}
-    return dataclasses.replace(PRESETS[preset], vocab_size=96, **small)
+    small = {name: getattr(like, name) for name in [*dims, "query_pre_attn_scalar"]}
+    if arch.sliding and like.sliding:
+        small["sliding"] = dataclasses.replace(
+            arch.sliding, is_sliding=like.sliding.is_sliding, window=like.sliding.window
+        )
+    if arch.experts and like.experts:
+        small["experts"] = dataclasses.replace(
+            like.experts, is_normalised=arch.experts.is_normalised
+        )
+    return dataclasses.replace(arch, vocab_size=96, **small)
 
 
 def their_model(arch: Architecture, seed: int = 0) -> torch.nn.Module:
@@ -51,15 +65,37 @@ def their_model(arch: Architecture, seed: int = 0) -> torch.nn.Module:
         "llama": (LlamaConfig, LlamaForCausalLM),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+        "qwen3_moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM),
+        "gemma3_text": (Gemma3TextConfig, Gemma3ForCausalLM),
     }[arch.family]
     rope = {"rope_type": "default", "rope_theta": arch.rope_theta}
-    if scaling := arch.rope_scaling:
+    special = {}
+    scaling = arch.rope_scaling
+    if isinstance(scaling, LinearRopeScaling):
+        rope |= {"rope_type": "linear", "factor": scaling.factor}
+    elif scaling:
         rope |= {
             "rope_type": "llama3",
             "factor": scaling.factor,
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
             "original_max_position_embeddings": scaling.original_max_position,
+        }
+    if arch.sliding:
+        local = {"rope_type": "default", "rope_theta": arch.sliding.rope_theta}
+        rope = {"full_attention": rope, "sliding_attention": local}
+        kinds = {True: "sliding_attention", False: "full_attention"}
+        special = {
+            "layer_types": [kinds[slides] for slides in arch.sliding.is_sliding],
+            "sliding_window": arch.sliding.window,
+            "query_pre_attn_scalar": arch.query_pre_attn_scalar,
+        }
+    if arch.experts:
+        special = {
+            "num_experts": arch.experts.num_experts,
+            "num_experts_per_tok": arch.experts.num_per_token,
+            "norm_topk_prob": arch.experts.is_normalised,
+            "moe_intermediate_size": arch.mlp_dim,
         }
     their_config = config_class(
         vocab_size=arch.vocab_size,
@@ -73,12 +109,14 @@ def their_model(arch: Architecture, seed: int = 0) -> torch.nn.Module:
         rms_norm_eps=arch.norm_eps,
         tie_word_embeddings=arch.is_tied,
         max_position_embeddings=arch.max_position,
+        pad_token_id=None,  # or its embedding would get no gradient
+        **special,
     )
     torch.manual_seed(seed)
     model = model_class(their_config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.25)
+            parameter.normal_(1.0 - arch.norm_offset if "norm" in name else 0.0, 0.25)
         model.get_input_embeddings().weight[::2] *= 0.05
     return model
 
@@ -92,8 +130,12 @@ def their_logits(model: torch.nn.Module) -> np.ndarray:
         return model(torch.from_numpy(TOKENS).long()).logits.numpy()
 
 
-@functools.partial(jax.jit, static_argnames="arch")
-def our_logits(params: Params, token_BT: jax.Array, *, arch: Architecture) -> jax.Array:
+compiled = functools.partial(
+    jax.jit, static_argnames="arch", compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+def forward(params: Params, token_BT: jax.Array, *, arch: Architecture) -> jax.Array:
     ones = jnp.ones_like(token_BT)
     hidden_BTD = hidden_states(
         params,
@@ -108,13 +150,17 @@ def our_logits(params: Params, token_BT: jax.Array, *, arch: Architecture) -> ja
     return logits(params, hidden_BTD, arch=arch)
 
 
+our_logits = compiled(forward)
+
+
 def error(params: Params, arch: Architecture, expected: np.ndarray) -> float:
     return float(np.abs(our_logits(params, TOKENS, arch=arch) - expected).max())
 
 
 # One of several presets that differ in dimensions only.
 CONSTANTS = {
-    (a.family, a.rope_theta, a.rope_scaling, a.norm_eps, a.is_tied): n for n, a in PRESETS.items()
+    (a.family, a.rope_theta, a.rope_scaling, a.norm_eps, a.is_tied): name
+    for name, a in reversed(PRESETS.items())
 }
 
 
@@ -131,27 +177,80 @@ def test_logits_equal_transformers_with_the_constants_of_every_preset(preset, tm
     assert measured < TOLERANCE
 
 
+def their_gradients(model: torch.nn.Module, folder: Path, arch: Architecture) -> Params:
+    """Of the mean negative log-prob of the tokens. Saved as weights and loaded as such, each comes
+    to the place of its weight."""
+    tokens = torch.from_numpy(TOKENS).long()
+    model(tokens, labels=tokens).loss.backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.grad)
+    model.save_pretrained(folder)
+    return hf.load(folder, arch)
+
+
+@compiled
+def our_gradients(params: Params, token_BT: jax.Array, *, arch: Architecture) -> Params:
+    def loss(params: Params) -> jax.Array:
+        law_BTV = jax.nn.log_softmax(forward(params, token_BT, arch=arch)[:, :-1])
+        return -jnp.mean(jnp.take_along_axis(law_BTV, token_BT[:, 1:, None], axis=-1))
+
+    return jax.grad(loss)(params)
+
+
+@pytest.mark.parametrize("preset", FAMILIES)
+def test_gradients_equal_those_of_transformers(preset, tmp_path):
+    arch = tiny(preset)
+    model = their_model(arch)
+    model.save_pretrained(tmp_path / "weights")
+    params = hf.load(tmp_path / "weights", arch)
+    expected = layout.fields_of(their_gradients(model, tmp_path / "gradients", arch))
+    found = layout.fields_of(our_gradients(params, TOKENS, arch=arch))
+    errors = {path: np.abs(found[path] - expected[path]).max() for path in expected}
+    largest = {path: np.abs(expected[path]).max() for path in expected}
+    print(f"{preset}: max |gradient difference| {max(errors.values()):.1e}")
+    assert max(errors.values()) < TOLERANCE
+    assert all(errors[path] < 1e-3 * largest[path] for path in expected), (errors, largest)
+    # Control: every one of them is there to be compared.
+    assert min(largest.values()) > 10 * TOLERANCE
+
+
 @pytest.mark.parametrize("preset", FAMILIES)
 def test_a_wrong_constant_breaks_the_parity(preset, tmp_path):
     arch = tiny(preset)
     model = their_model(arch)
     model.save_pretrained(tmp_path)
     params, expected = hf.load(tmp_path, arch), their_logits(model)
-    wrong = {
-        "theta": dataclasses.replace(arch, rope_theta=arch.rope_theta * 2),
-        "eps": dataclasses.replace(arch, norm_eps=arch.norm_eps * 10),
-    }
+    changed = functools.partial(dataclasses.replace, arch)
+    wrong = {"theta": changed(rope_theta=arch.rope_theta * 2), "eps": changed(norm_eps=1e-4)}
     if arch.rope_scaling:
-        wrong["scaling"] = dataclasses.replace(arch, rope_scaling=None)
+        wrong["scaling"] = changed(rope_scaling=None)
+    if arch.experts:
+        of_experts = functools.partial(dataclasses.replace, arch.experts)
+        wrong["normalised"] = changed(experts=of_experts(is_normalised=False))
+        wrong["top-k"] = changed(experts=of_experts(num_per_token=3))
+    if arch.sliding:
+        of_sliding = functools.partial(dataclasses.replace, arch.sliding)
+        wrong["window"] = changed(sliding=of_sliding(window=7))
+        wrong["no window"] = changed(sliding=of_sliding(window=arch.max_position))
+        wrong["sliding theta"] = changed(sliding=of_sliding(rope_theta=1e6))
+        wrong["pattern"] = changed(sliding=of_sliding(is_sliding=(False, True, True)))
+        wrong["norm offset"] = changed(norm_offset=0.0)
+        wrong["embedding scale"] = changed(is_embed_scaled=False)
+        wrong["query scalar"] = changed(query_pre_attn_scalar=arch.head_dim)
+        wrong["activation"] = changed(activation="silu")
     errors = {name: error(params, other, expected) for name, other in wrong.items()}
+
+    def without(name: str) -> float:
+        changed = params.replace(blocks=params.blocks.replace(**{name: None}))
+        return error(changed, arch, expected)
+
     if arch.has_qk_norm:
-        without = params.replace(blocks=params.blocks.replace(q_norm=None, k_norm=None))
-        errors["qk-norm"] = error(without, arch, expected)
+        errors["qk-norm"] = without("q_norm")
+    if arch.has_post_norms:
+        errors |= {name: without(name) for name in ("attn_post_norm", "mlp_post_norm")}
     if arch.has_qkv_bias:
-        for name in ("q_bias", "k_bias", "v_bias"):
-            zero = jnp.zeros_like(getattr(params.blocks, name))
-            without = params.replace(blocks=params.blocks.replace(**{name: zero}))
-            errors[name] = error(without, arch, expected)
+        errors |= {name: without(name) for name in ("q_bias", "k_bias", "v_bias")}
     print(preset, {name: f"{value:.1e}" for name, value in errors.items()})
     # A bias of the keys adds the same score to all keys of a query where it is not turned, so it is
     # the weakest of these.
@@ -320,8 +419,9 @@ def test_no_weights_and_present_weights(saved):
         ({"rope_parameters": None}, "does not state rope_theta"),
         ({"rope_theta": 5e5}, r"states the bases \[500000.0, 1000000.0\]"),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn"}}, "'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_theta": 1e6,
-          "rope_parameters": None}, "'linear'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 1e6,
+          "rope_parameters": None}, "'dynamic'"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "linear"}}, "linear without factor"),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "llama3", "factor": 8.0}},
          "llama3 without low_freq_factor"),
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "0.5"),
@@ -354,7 +454,9 @@ def test_constants_in_the_older_form(saved):
     # Qwen2.5 states a window that it does not use.
     stated |= {"rope_theta": 1e6, "sliding_window": 32768, "use_sliding_window": False}
     file.write_text(json.dumps(stated))
-    assert hf.architecture(saved) == dataclasses.replace(before, head_dim=32 // 4)
+    assert hf.architecture(saved) == dataclasses.replace(
+        before, head_dim=32 // 4, query_pre_attn_scalar=32 // 4
+    )
 
 
 def test_no_config(tmp_path):

@@ -17,7 +17,7 @@ from cipo_jax.sampler.decode import complete
 from cipo_jax.sampler.draw import draw, row_keys
 from cipo_jax.sampler.prefill import read_prompts
 
-TINY = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
+TINY = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-gemma3"]
 ARCH = PRESETS["tiny-qwen3"]
 LENGTHS = (10, 4, 7)
 G, C = 4, 12

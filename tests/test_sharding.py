@@ -62,7 +62,7 @@ def test_shardings_of_every_preset():
 
 def test_fsdp_takes_the_rest():
     mesh = make_mesh(config.Mesh(data=2, tensor=2))
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
     assert dict(make_mesh(config.Mesh(), jax.devices()[:1]).shape)["fsdp"] == 1
 
 
@@ -146,10 +146,10 @@ def test_a_state_keeps_its_shardings_through_an_update(mesh):
 
 def test_batch_and_rollouts(mesh):
     batch = batch_shardings(mesh)
-    assert batch.token_BT.spec == P(("data", "fsdp"), None)
+    assert batch.token_BT.spec == P(("data", "fsdp", "expert"), None)
     assert batch.num_rows.spec == P()
     rollouts = shardings_of(Rollouts, mesh, ACTIVATION_RULES)
-    assert rollouts.logprob_QGC.spec == P(("data", "fsdp"), None, None)
+    assert rollouts.logprob_QGC.spec == P(("data", "fsdp", "expert"), None, None)
 
 
 def test_a_class_has_all_fields_and_no_shapes(mesh):

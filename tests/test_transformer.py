@@ -14,20 +14,28 @@ from batches import random_batch
 from weights import drawn
 
 from cipo_jax.model import attention
-from cipo_jax.model.attention import packed_attention
-from cipo_jax.model.presets import PRESETS, Architecture, Llama3RopeScaling
+from cipo_jax.model.attention import Window, packed_attention
+from cipo_jax.model.presets import (
+    PRESETS,
+    Architecture,
+    Experts,
+    LinearRopeScaling,
+    Llama3RopeScaling,
+    SlidingLayers,
+)
+from cipo_jax.model.rotary import rotary_angles, rotary_tables, rotate
 from cipo_jax.model.transformer import (
     abstract,
     block,
+    embed_scaled,
     hidden_states,
     init,
+    norm,
     rms_norm,
-    rotary_angles,
-    rotate,
     unstack,
 )
 
-TINY = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
+TINY = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-gemma3"]
 
 
 forward = jax.jit(hidden_states, static_argnames=("arch", "compute_dtype", "remat"))
@@ -143,17 +151,21 @@ def test_scan_over_layers_equals_a_walk_over_unstacked_layers(name):
     arch = PRESETS[name]
     params = drawn(arch)
     batch = random_batch(2, 24, vocab_size=arch.vocab_size)
-    rotary = rotary_angles(batch.position_BT, arch)
-
-    def attend(q, k, v):
-        return packed_attention(q, k, v, batch.segment_BT, batch.prefix_BT), None
+    tables = rotary_tables(batch.position_BT, arch)
+    slides = arch.sliding.is_sliding if arch.sliding else (False,) * arch.num_layers
 
     @jax.jit
     def walk(layers):
-        x_BTD = params.embed[batch.token_BT]
-        for weights in layers:
+        x_BTD = embed_scaled(params.embed[batch.token_BT], arch)
+        for weights, is_sliding in zip(layers, slides, strict=True):
+            window = Window(batch.position_BT, arch.sliding.window) if is_sliding else None
+
+            def attend(q, k, v, window=window):
+                return packed_attention(q, k, v, batch.segment_BT, batch.prefix_BT, window), None
+
+            rotary = tables.sliding if is_sliding else tables.full
             x_BTD, _ = block(x_BTD, weights, rotary=rotary, attend=attend, arch=arch)
-        return rms_norm(x_BTD, params.final_norm, arch.norm_eps)
+        return norm(x_BTD, params.final_norm, arch)
 
     layers = unstack(params.blocks, "float32")
     expected = run(params, batch, arch)
@@ -209,10 +221,7 @@ def test_rms_norm_by_hand():
 def test_rotary_by_hand():
     # H = 4, theta = 100: frequencies 100^0 = 1 and 100^(-1/2) = 0.1. Channel 0 turns with channel
     # 2, channel 1 with channel 3.
-    arch = dataclasses.replace(
-        PRESETS["tiny-llama"], head_dim=4, rope_theta=100.0, rope_scaling=None
-    )
-    rotary = rotary_angles(jnp.array([[3]]), arch)
+    rotary = rotary_angles(jnp.array([[3]]), 4, 100.0, None)
     turned = rotate(jnp.array([1.0, 0.0, 0.0, 1.0]).reshape(1, 1, 1, 4), rotary).reshape(4)
     cos, sin = math.cos, math.sin
     np.testing.assert_allclose(turned, [cos(3), -sin(0.3), sin(3), cos(0.3)], atol=1e-6)
@@ -227,13 +236,8 @@ def test_llama3_scaling_by_hand():
     )
     for turns, factor in ((10.2, 1.0), (2.5, 9 / 16), (0.5, 1 / 8)):
         frequency = turns * 2 * math.pi / 64
-        arch = dataclasses.replace(
-            PRESETS["tiny-llama"],
-            head_dim=4,
-            rope_theta=frequency**-2,  # the second of its two frequencies is theta^(-1/2)
-            rope_scaling=scaling,
-        )
-        _, sin = rotary_angles(jnp.array([1]), arch)
+        # The second of the two frequencies is theta^(-1/2).
+        _, sin = rotary_angles(jnp.array([1]), 4, frequency**-2, scaling)
         np.testing.assert_allclose(sin[0, 1], math.sin(frequency * factor), rtol=1e-5)
 
 
@@ -246,6 +250,9 @@ def test_abstract_has_the_shapes_of_init(name):
     assert (params.head is None) == arch.is_tied
     assert (params.blocks.q_bias is None) == (not arch.has_qkv_bias)
     assert (params.blocks.q_norm is None) == (not arch.has_qk_norm)
+    assert (params.blocks.attn_post_norm is None) == (not arch.has_post_norms)
+    assert (params.blocks.router is None) == (params.blocks.gate is not None)
+    assert (params.blocks.router is None) == (arch.experts is None)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +265,21 @@ def test_abstract_has_the_shapes_of_init(name):
         ("Qwen/Qwen3-1.7B", 1_720_574_976),
         ("Qwen/Qwen3-4B", 4_022_468_096),
         ("ByteDance-Seed/Seed-Coder-8B-Instruct", 8_250_462_208),
+        ("HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120),
+        ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1_711_376_384),
+        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
+        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
+        ("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248),
+        ("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304),
+        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
+        ("Qwen/Qwen3-14B", 14_768_307_200),
+        ("Qwen/Qwen3-32B", 32_762_123_264),
+        ("Qwen/Qwen3-30B-A3B", 30_532_122_624),
+        ("google/gemma-3-270m-it", 268_098_176),
+        ("google/gemma-3-1b-it", 999_885_952),
+        ("google/gemma-3-4b-it", 3_880_263_168),
     ],
 )
 def test_presets_have_the_size_of_the_public_models(name, num_parameters):
@@ -266,7 +288,15 @@ def test_presets_have_the_size_of_the_public_models(name, num_parameters):
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [({"num_kv_heads": 3}, "4, which 3 num_kv_heads do not divide"), ({"head_dim": 15}, "even")],
+    [
+        ({"num_kv_heads": 3}, "4, which 3 num_kv_heads do not divide"),
+        ({"head_dim": 15}, "even"),
+        ({"sliding": SlidingLayers(is_sliding=(True,), window=4, rope_theta=1.0)}, "1 layers of 3"),
+        (
+            {"experts": Experts(num_experts=4, num_per_token=5, is_normalised=True)},
+            "5 of 4 experts",
+        ),
+    ],
 )
 def test_impossible_architectures_are_refused(changed, message):
     with pytest.raises(ValueError, match=message):
@@ -274,6 +304,7 @@ def test_impossible_architectures_are_refused(changed, message):
 
 
 def test_no_constant_of_an_architecture_has_a_default():
-    for record in (Architecture, Llama3RopeScaling):
+    records = (Architecture, Llama3RopeScaling, LinearRopeScaling, SlidingLayers, Experts)
+    for record in records:
         for field in dataclasses.fields(record):
             assert field.default is field.default_factory is dataclasses.MISSING, field.name

@@ -89,7 +89,7 @@ class Train:
     row_tokens: int = 10_240
     """Length T of a packed row; at least the longest correction prompt plus its completion."""
     rows_per_microbatch: int = 1
-    """Rows computed at once over the whole mesh; a multiple of data * fsdp."""
+    """Rows computed at once over the whole mesh; a multiple of data * fsdp * expert."""
     share_prompts: bool = True
     """Completions of one prompt share one copy of it in a row. Exact; switch it off where an
     attention kernel without prefix support is wanted."""
@@ -122,10 +122,12 @@ class Mesh:
 
     data: int = 1
     fsdp: int = -1
+    expert: int = 1
+    """Of models with experts: each device of the axis has a share of them."""
     tensor: int = 1
 
     def __post_init__(self) -> None:
         require(
-            self.data >= 1 and self.tensor >= 1 and (self.fsdp >= 1 or self.fsdp == -1),
+            min(self.data, self.expert, self.tensor) >= 1 and (self.fsdp >= 1 or self.fsdp == -1),
             f"mesh: sizes are at least 1 (fsdp may be -1 for the rest), got {self}.",
         )

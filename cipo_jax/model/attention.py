@@ -7,6 +7,8 @@ kernel that is put beside them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -23,16 +25,27 @@ _MASKED = -1e30
 output (which nobody reads) instead of NaN."""
 
 
+class Window(NamedTuple):
+    """Tokens at most `size` - 1 positions back are seen. Positions decide, not places in the row: a
+    completion may stand far behind the prompt that it continues.
+    """
+
+    position_BT: Int32[Array, "B T"]
+    size: Int32[Array, ""]
+
+
 def packed_attention(
     q_BTNH: Float[Array, "B T N H"],
     k_BTKH: Float[Array, "B T K H"],
     v_BTKH: Float[Array, "B T K H"],
     segment_BT: Int32[Array, "B T"],
     prefix_BT: Int32[Array, "B T"],
+    window: Window | None = None,
 ) -> Float[Array, "B T N H"]:
     """Causal attention inside the segments of packed rows.
 
         token t sees token s  iff  s <= t and (segment[s] == segment[t] or segment[s] == prefix[t])
+                                   and, with a window, position[t] - position[s] < size
 
     Padding (segment 0) sees padding: its output is never read, and stays finite. Softmax in
     float32. The scores exist for `_QUERY_CHUNK` queries at a time, in the backward pass too.
@@ -45,11 +58,19 @@ def packed_attention(
     q_BTKJH = q_BTNH.reshape(num_rows, row_length, num_kv_heads, -1, head_dim)
     index_T = jnp.arange(row_length, dtype=jnp.int32)
 
-    def attend(q_BcKJH: Array, index_c: Array, segment_Bc: Array, prefix_Bc: Array) -> Array:
+    def attend(
+        q_BcKJH: Array,
+        index_c: Array,
+        segment_Bc: Array,
+        prefix_Bc: Array,
+        position_Bc: Array | None,
+    ) -> Array:
         sees_BcS = (index_T <= index_c[:, None]) & (
             (segment_BT[:, None, :] == segment_Bc[:, :, None])
             | (segment_BT[:, None, :] == prefix_Bc[:, :, None])
         )
+        if window is not None and position_Bc is not None:
+            sees_BcS &= position_Bc[:, :, None] - window.position_BT[:, None, :] < window.size
         score_BKJcS = jnp.einsum(
             "BcKJH,BSKH->BKJcS", q_BcKJH, k_BTKH, preferred_element_type=jnp.float32
         )
@@ -57,8 +78,10 @@ def packed_attention(
         weight_BKJcS = jax.nn.softmax(score_BKJcS, axis=-1).astype(v_BTKH.dtype)
         return jnp.einsum("BKJcS,BSKH->BcKJH", weight_BKJcS, v_BTKH)
 
+    position_BT = None if window is None else window.position_BT
     if row_length <= _QUERY_CHUNK:
-        return attend(q_BTKJH, index_T, segment_BT, prefix_BT).reshape(q_BTNH.shape)
+        out_BTKJH = attend(q_BTKJH, index_T, segment_BT, prefix_BT, position_BT)
+        return out_BTKJH.reshape(q_BTNH.shape)
 
     num_chunks = -(-row_length // _QUERY_CHUNK)
     padding = num_chunks * _QUERY_CHUNK - row_length
@@ -71,7 +94,13 @@ def packed_attention(
 
     out_XBcKJH = jax.lax.map(
         lambda chunk: jax.checkpoint(attend, prevent_cse=False)(*chunk),
-        (chunked(q_BTKJH, 1), chunked(index_T, 0), chunked(segment_BT, 1), chunked(prefix_BT, 1)),
+        (
+            chunked(q_BTKJH, 1),
+            chunked(index_T, 0),
+            chunked(segment_BT, 1),
+            chunked(prefix_BT, 1),
+            None if position_BT is None else chunked(position_BT, 1),
+        ),
     )
     out_BTKJH = jnp.moveaxis(out_XBcKJH, 0, 1).reshape(num_rows, -1, *q_BTKJH.shape[2:])
     return out_BTKJH[:, :row_length].reshape(q_BTNH.shape)
@@ -81,8 +110,8 @@ def decode_attention(
     q_BNH: Float[Array, "B N H"],
     prompt: PromptCache,
     completion: CompletionCache,
-    is_prompt_QP: Bool[Array, "Q P"],
-    step: Int32[Array, ""],
+    sees_prompt_QP: Bool[Array, "Q P"],
+    sees_completion_C: Bool[Array, "C"],
 ) -> Float[Array, "B N H"]:
     """Attention of one new token per sample over its prompt and over its own completion.
 
@@ -91,11 +120,11 @@ def decode_attention(
 
     Args:
       q_BNH: B = Q * G rows, the samples of a prompt next to each other.
-      is_prompt_QP: False at the padding of a prompt.
-      step: index of the new token in the completion; it and all before it are visible.
+      sees_prompt_QP: False at the padding of a prompt, and before a window.
+      sees_completion_C: True at the new token and at those before it, as far as a window reaches.
     """
     num_rows, num_heads, head_dim = q_BNH.shape
-    num_prompts, num_kv_heads, num_samples, span, _ = completion.v_QKGCH.shape
+    num_prompts, num_kv_heads, num_samples, _, _ = completion.v_QKGCH.shape
     group = (num_prompts, num_samples, num_kv_heads, num_heads // num_kv_heads, head_dim)
     # J query heads share a key/value head.
     q_QKGJH = q_BNH.reshape(group).transpose(0, 2, 1, 3, 4)
@@ -104,12 +133,11 @@ def decode_attention(
         score = jnp.einsum(spec, q_QKGJH, keys, preferred_element_type=jnp.float32)
         return jnp.where(is_visible, score * head_dim**-0.5, _MASKED)
 
-    prompt_length = is_prompt_QP.shape[1]
-    is_written_C = jnp.arange(span) <= step
+    prompt_length = sees_prompt_QP.shape[1]
     score_QKGJS = jnp.concatenate(
         [
-            scores("QKGJH,QKHP->QKGJP", prompt.k_QKHP, is_prompt_QP[:, None, None, None, :]),
-            scores("QKGJH,QKGHC->QKGJC", completion.k_QKGHC, is_written_C),
+            scores("QKGJH,QKHP->QKGJP", prompt.k_QKHP, sees_prompt_QP[:, None, None, None, :]),
+            scores("QKGJH,QKGHC->QKGJC", completion.k_QKGHC, sees_completion_C),
         ],
         axis=-1,
     )

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from cipo_jax.model import layout
-from cipo_jax.model.presets import Architecture
+from cipo_jax.model.presets import Architecture, of_family
 from cipo_jax.model.transformer import Params
 
 LAYOUT: layout.Layout = {
@@ -84,8 +84,8 @@ def architecture(file: Path) -> Architecture:
         raise ValueError(
             f"{file} turns {turned} of {head_dim} channels of a head; this decoder turns all."
         )
-    return Architecture(
-        family=family,
+    return of_family(
+        family,
         vocab_size=len(_stated(reader, "tokenizer.ggml.tokens", file)),
         model_dim=width,
         num_layers=stated("block_count"),
@@ -97,8 +97,6 @@ def architecture(file: Path) -> Architecture:
         rope_scaling=None,
         norm_eps=_decimal(stated("attention.layer_norm_rms_epsilon")),
         is_tied=LAYOUT["head"][0] not in shapes,
-        has_qkv_bias=family == "qwen2",
-        has_qk_norm=family == "qwen3",
         max_position=stated("context_length"),
     )
 

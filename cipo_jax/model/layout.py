@@ -24,8 +24,9 @@ from cipo_jax.model.transformer import Params, abstract
 from cipo_jax.sharding import letters_of
 
 Layout = Mapping[str, tuple[str, str]]
-"""Path of a field in `Params` -> (tensor name, its axes in the file). `{}` in a name is the layer;
-letters without a space between them share one axis: "NH D" is a matrix of N*H rows."""
+"""Path of a field in `Params` -> (tensor name, its axes in the file). Each `{}` in a name is the
+index along one of the field's first axes, the layer or the layer and the expert; letters without a
+space between them share one axis: "NH D" is a matrix of N*H rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Slot:
     axes: str
     path: str
     """Of the field, as in `blocks.q`."""
-    layer: int | None
+    index: tuple[int, ...]
+    """Where it stands along the first axes of the field: () if it is the whole field."""
     letters: tuple[str, ...]
-    """Of the field, without L."""
+    """Of the field's other axes."""
     sizes: Mapping[str, int]
     """Of every letter."""
 
@@ -62,16 +64,14 @@ class Slot:
 
 
 def slots(layout: Layout, arch: Architecture) -> Iterator[Slot]:
-    """Every tensor that a checkpoint of this architecture holds, all layers of a field together."""
+    """Every tensor that a checkpoint of this architecture holds, those of a field together."""
     letters = _field_letters(Params)
     for path, field in fields_of(abstract(arch)).items():
         name, axes = layout[path]
         sizes = dict(zip(letters[path], field.shape, strict=True))
-        inner = tuple(letter for letter in letters[path] if letter != "L")
-        if "L" not in sizes:
-            yield Slot(name, axes, path, None, inner, sizes)
-        for layer in range(sizes.get("L", 0)):
-            yield Slot(name.format(layer), axes, path, layer, inner, sizes)
+        num_stacked = name.count("{}")
+        for index in np.ndindex(field.shape[:num_stacked]):
+            yield Slot(name.format(*index), axes, path, index, letters[path][num_stacked:], sizes)
 
 
 def assemble(
@@ -110,8 +110,7 @@ def assemble(
     for path, group in itertools.groupby(wanted, key=lambda slot: slot.path):
         stacked = np.empty(shapes[path], dtype)
         for slot in group:
-            where = ... if slot.layer is None else slot.layer
-            stacked[where] = slot.to_field(read(slot.name))
+            stacked[slot.index] = slot.to_field(read(slot.name))
         placed.append(_place(stacked, places.get(path)))
     return jax.tree.structure(abstract(arch)).unflatten(placed)
 

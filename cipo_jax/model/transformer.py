@@ -1,8 +1,9 @@
-"""One decoder for Llama, Qwen2.5 and Qwen3: parameters as records, the forward pass as functions.
+"""One decoder for all families: parameters as records, the forward pass as functions.
 
-The training path scans over stacked layers; the decoding path (`sampler/`) walks over `unstack`ed
-ones. Both call the same `block`; they differ in the attention they pass to it. The head is in
-`logprobs.py`.
+A family is a set of constants (`presets.Architecture`). The training path scans over stacked
+layers; the decoding path (`sampler/`) walks over `unstack`ed ones. Both call the same `block`; they
+differ in the attention they pass to it. The head is in `logprobs.py`, layers of several experts are
+in `experts.py`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float, Int32, PRNGKeyArray
+from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
-from cipo_jax.model.attention import packed_attention
+from cipo_jax.model.attention import Window, packed_attention
+from cipo_jax.model.experts import ACTIVATIONS, mix_experts
 from cipo_jax.model.linear import Adapted, merged, product
 from cipo_jax.model.presets import Architecture
+from cipo_jax.model.rotary import Rotary, rotary_tables, rotate
 from cipo_jax.sharding import LOOKUP_RULES, constrain
 
 INIT_STD = 0.02
@@ -44,10 +47,16 @@ class Block:
     v_bias: Float[Array, "L K H"] | None
     q_norm: Float[Array, "L H"] | None
     k_norm: Float[Array, "L H"] | None
+    attn_post_norm: Float[Array, "L D"] | None
     mlp_norm: Float[Array, "L D"]
-    gate: Float[Array, "L D F"]
-    up: Float[Array, "L D F"]
-    down: Float[Array, "L F D"]
+    gate: Float[Array, "L D F"] | None
+    up: Float[Array, "L D F"] | None
+    down: Float[Array, "L F D"] | None
+    router: Float[Array, "L D E"] | None
+    expert_gate: Float[Array, "L E D F"] | None
+    expert_up: Float[Array, "L E D F"] | None
+    expert_down: Float[Array, "L E F D"] | None
+    mlp_post_norm: Float[Array, "L D"] | None
 
 
 @flax.struct.dataclass
@@ -61,10 +70,11 @@ class Params:
 
 
 def init(key: PRNGKeyArray, arch: Architecture) -> Params:
-    """Random float32 parameters: matrices from N(0, 0.02^2), norms one, biases zero."""
-    layers, vocab, dim = arch.num_layers, arch.vocab_size, arch.model_dim
+    """Random float32 parameters: matrices from N(0, 0.02^2), norms of scale one, biases zero."""
+    layers, vocab, dim, hidden = arch.num_layers, arch.vocab_size, arch.model_dim, arch.mlp_dim
     heads, kv_heads, width = arch.num_heads, arch.num_kv_heads, arch.head_dim
-    keys = iter(jax.random.split(key, 9))
+    num_experts = arch.experts.num_experts if arch.experts else 0
+    keys = iter(jax.random.split(key, 10))
 
     def matrix(*shape: int) -> Array:
         return INIT_STD * jax.random.normal(next(keys), shape, jnp.float32)
@@ -72,13 +82,25 @@ def init(key: PRNGKeyArray, arch: Architecture) -> Params:
     def bias(*shape: int) -> Array | None:
         return jnp.zeros(shape) if arch.has_qkv_bias else None
 
+    def norm(*shape: int) -> Array:
+        return jnp.full(shape, 1 - arch.norm_offset, jnp.float32)
+
     def head_norm() -> Array | None:
-        return jnp.ones((layers, width)) if arch.has_qk_norm else None
+        return norm(layers, width) if arch.has_qk_norm else None
+
+    def post_norm() -> Array | None:
+        return norm(layers, dim) if arch.has_post_norms else None
+
+    def dense(*shape: int) -> Array | None:
+        return None if arch.experts else matrix(layers, *shape)
+
+    def expert(*shape: int) -> Array | None:
+        return matrix(layers, *shape) if arch.experts else None
 
     return Params(
         embed=matrix(vocab, dim),
         blocks=Block(
-            attn_norm=jnp.ones((layers, dim)),
+            attn_norm=norm(layers, dim),
             q=matrix(layers, dim, heads, width),
             k=matrix(layers, dim, kv_heads, width),
             v=matrix(layers, dim, kv_heads, width),
@@ -88,12 +110,18 @@ def init(key: PRNGKeyArray, arch: Architecture) -> Params:
             v_bias=bias(layers, kv_heads, width),
             q_norm=head_norm(),
             k_norm=head_norm(),
-            mlp_norm=jnp.ones((layers, dim)),
-            gate=matrix(layers, dim, arch.mlp_dim),
-            up=matrix(layers, dim, arch.mlp_dim),
-            down=matrix(layers, arch.mlp_dim, dim),
+            attn_post_norm=post_norm(),
+            mlp_norm=norm(layers, dim),
+            gate=dense(dim, hidden),
+            up=dense(dim, hidden),
+            down=dense(hidden, dim),
+            router=expert(dim, num_experts),
+            expert_gate=expert(num_experts, dim, hidden),
+            expert_up=expert(num_experts, dim, hidden),
+            expert_down=expert(num_experts, hidden, dim),
+            mlp_post_norm=post_norm(),
         ),
-        final_norm=jnp.ones(dim),
+        final_norm=norm(dim),
         head=None if arch.is_tied else matrix(dim, vocab),
     )
 
@@ -145,38 +173,18 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def rotary_angles(position: Int32[Array, "..."], arch: Architecture) -> tuple[Array, Array]:
-    """Cosine and sine of position * frequency, float32 [..., H/2].
+def norm(x: Array, stored: Array, arch: Architecture) -> Array:
+    """`rms_norm` by a scale as the family stores it."""
+    return rms_norm(x, stored.astype(jnp.float32) + arch.norm_offset, arch.norm_eps)
 
-        frequency[i] = theta^(-2i/H), i = 0 .. H/2 - 1
 
-    With Llama-3 scaling a frequency whose wavelength exceeds original_max_position /
-    low_freq_factor is divided by `factor`, one below original_max_position / high_freq_factor is
-    kept, and the blend between is linear in the number of turns within the original context.
-
-    Source: Su et al. 2021, arXiv 2104.09864; Llama 3, arXiv 2407.21783.
+def embed_scaled(x_BTD: Array, arch: Architecture) -> Array:
+    """Embeddings as the stream begins with them. Gemma multiplies by sqrt(D), rounded to the
+    compute dtype: in bfloat16, 25.25 for the 25.298 of a model of width 640.
     """
-    exponent = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32) / arch.head_dim
-    frequency = arch.rope_theta**-exponent
-    scaling = arch.rope_scaling
-    if scaling is not None:
-        turns = scaling.original_max_position * frequency / (2 * jnp.pi)
-        span = scaling.high_freq_factor - scaling.low_freq_factor
-        kept = jnp.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
-        frequency = frequency * (kept + (1 - kept) / scaling.factor)
-    angle = position[..., None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x_BTNH: Array, rotary: tuple[Array, Array]) -> Array:
-    """Turns channel i with channel i + H/2 by the angles of `rotary`, each [B, T, H/2].
-
-    Half-split pairs are the convention of the public checkpoints; GGUF files pair neighbours.
-    """
-    cos, sin = (angle[:, :, None, :] for angle in rotary)
-    left, right = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    if not arch.is_embed_scaled:
+        return x_BTD
+    return x_BTD * jnp.sqrt(jnp.float32(arch.model_dim)).astype(x_BTD.dtype)
 
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
@@ -187,7 +195,7 @@ def block(
     x_BTD: Float[Array, "B T D"],
     weights: Block,
     *,
-    rotary: tuple[Array, Array],
+    rotary: Rotary,
     attend: Attend,
     arch: Architecture,
 ) -> tuple[Float[Array, "B T D"], Any]:
@@ -195,7 +203,7 @@ def block(
 
     Args:
       weights: one layer's, without the L axis.
-      rotary: `rotary_angles` of the tokens.
+      rotary: angles of the tokens in this layer.
       attend: the attention over turned queries and keys; only the caller knows what is visible.
     Returns: the stream, and what `attend` kept.
     """
@@ -205,25 +213,36 @@ def block(
         return vectors if bias is None else vectors + bias.astype(vectors.dtype)
 
     with jax.named_scope("attention"):
-        normed_BTD = rms_norm(x_BTD, weights.attn_norm, arch.norm_eps)
+        normed_BTD = norm(x_BTD, weights.attn_norm, arch)
         q_BTNH = head_vectors(weights.q, weights.q_bias)
         k_BTKH = head_vectors(weights.k, weights.k_bias)
         v_BTKH = head_vectors(weights.v, weights.v_bias)
         if weights.q_norm is not None and weights.k_norm is not None:
-            q_BTNH = rms_norm(q_BTNH, weights.q_norm, arch.norm_eps)
-            k_BTKH = rms_norm(k_BTKH, weights.k_norm, arch.norm_eps)
+            q_BTNH = norm(q_BTNH, weights.q_norm, arch)
+            k_BTKH = norm(k_BTKH, weights.k_norm, arch)
+        if arch.query_pre_attn_scalar != arch.head_dim:  # attention divides by sqrt(head_dim)
+            q_BTNH = q_BTNH * (arch.head_dim / arch.query_pre_attn_scalar) ** 0.5
         attended_BTNH, kept = attend(rotate(q_BTNH, rotary), rotate(k_BTKH, rotary), v_BTKH)
         flat_BTX = attended_BTNH.reshape(*x_BTD.shape[:2], -1)
-        x_BTD = x_BTD + product(flat_BTX, weights.o, in_axes=2)
+        added_BTD = product(flat_BTX, weights.o, in_axes=2)
+        if weights.attn_post_norm is not None:
+            added_BTD = norm(added_BTD, weights.attn_post_norm, arch)
+        x_BTD = x_BTD + added_BTD
     with jax.named_scope("mlp"):
-        normed_BTD = rms_norm(x_BTD, weights.mlp_norm, arch.norm_eps)
-        gate_BTF = jax.nn.silu(product(normed_BTD, weights.gate))
-        hidden_BTF = gate_BTF * product(normed_BTD, weights.up)
-        return x_BTD + product(hidden_BTF, weights.down), kept
+        normed_BTD = norm(x_BTD, weights.mlp_norm, arch)
+        if arch.experts is not None:
+            matrices = (weights.expert_gate, weights.expert_up, weights.expert_down)
+            added_BTD = mix_experts(normed_BTD, weights.router, *matrices, arch=arch)
+        else:
+            gate_BTF = ACTIVATIONS[arch.activation](product(normed_BTD, weights.gate))
+            added_BTD = product(gate_BTF * product(normed_BTD, weights.up), weights.down)
+        if weights.mlp_post_norm is not None:
+            added_BTD = norm(added_BTD, weights.mlp_post_norm, arch)
+        return x_BTD + added_BTD, kept
 
 
 def embedded(
-    params: Params, token_BT: Int32[Array, "B T"], compute_dtype: DTypeLike
+    params: Params, token_BT: Int32[Array, "B T"], arch: Architecture, compute_dtype: DTypeLike
 ) -> Float[Array, "B T D"]:
     """The stream before the first layer.
 
@@ -231,7 +250,7 @@ def embedded(
     XLA gathers the table, or builds the stream of all rows on every device.
     """
     x_BTD = constrain(params.embed[token_BT], "B T D", LOOKUP_RULES)
-    return constrain(x_BTD.astype(compute_dtype), "B T D")
+    return embed_scaled(constrain(x_BTD.astype(compute_dtype), "B T D"), arch)
 
 
 def hidden_states(
@@ -250,16 +269,35 @@ def hidden_states(
     What a token sees is described at `records.Batch`. The layers run in one `lax.scan`; with remat
     "block" the backward pass keeps only the stream between layers and recomputes the rest.
     """
-    rotary = rotary_angles(position_BT, arch)
+    tables = rotary_tables(position_BT, arch)
 
-    def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, None]:
-        return packed_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, prefix_BT), None
+    def layer(x_BTD: Array, scanned: tuple[Block, Array | None]) -> tuple[Array, None]:
+        weights, is_sliding = scanned
 
-    def layer(x_BTD: Array, weights: Block) -> tuple[Array, None]:
+        def attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array) -> tuple[Array, None]:
+            window = window_of(position_BT, is_sliding, arch)
+            return packed_attention(q_BTNH, k_BTKH, v_BTKH, segment_BT, prefix_BT, window), None
+
+        rotary = tables.of_layer(is_sliding)
         return block(x_BTD, weights, rotary=rotary, attend=attend, arch=arch)
 
     if remat == "block":
         layer = jax.checkpoint(layer, prevent_cse=False)
-    x_BTD = embedded(params, token_BT, compute_dtype)
-    x_BTD, _ = jax.lax.scan(layer, x_BTD, params.blocks)
-    return rms_norm(x_BTD, params.final_norm, arch.norm_eps)
+    x_BTD = embedded(params, token_BT, arch, compute_dtype)
+    x_BTD, _ = jax.lax.scan(layer, x_BTD, (params.blocks, is_sliding_by_layer(arch)))
+    return norm(x_BTD, params.final_norm, arch)
+
+
+def is_sliding_by_layer(arch: Architecture) -> Bool[Array, "L"] | None:
+    """What a scan over layers takes along beside the weights; None where no layer has a window."""
+    return None if arch.sliding is None else jnp.array(arch.sliding.is_sliding)
+
+
+def window_of(
+    position_BT: Int32[Array, "B T"], is_sliding: Bool[Array, ""] | None, arch: Architecture
+) -> Window | None:
+    """The window of one layer of such a scan: beyond all positions where it does not slide."""
+    if arch.sliding is None or is_sliding is None:
+        return None
+    beyond = jnp.int32(arch.max_position)
+    return Window(position_BT, jnp.where(is_sliding, arch.sliding.window, beyond))

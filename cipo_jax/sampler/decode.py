@@ -16,7 +16,14 @@ from cipo_jax.model import cache
 from cipo_jax.model.attention import decode_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Block, Params, block, rms_norm, rotary_angles
+from cipo_jax.model.rotary import rotary_tables
+from cipo_jax.model.transformer import (
+    Block,
+    Params,
+    block,
+    embed_scaled,
+    norm,
+)
 from cipo_jax.records import PromptBatch, Rollouts
 from cipo_jax.sampler.draw import draw, row_keys
 from cipo_jax.sharding import ACTIVATION_RULES, DECODING_RULES, constrain, constrain_record
@@ -75,7 +82,8 @@ def complete(
     params = constrain_record(params, DECODING_RULES)
     layers = tuple(constrain_record(weights, DECODING_RULES) for weights in layers)
     # A table: from positions in the loop, XLA computes cosines again at every use.
-    angles = rotary_angles(jnp.arange(prompt_length + max_new_tokens), arch)
+    tables = rotary_tables(jnp.arange(prompt_length + max_new_tokens), arch)
+    slides = arch.sliding.is_sliding if arch.sliding else (False,) * arch.num_layers
     key_B = row_keys(key, prompts.key_id_Q, samples_per_prompt)
     prompt_length_B = jnp.repeat(prompts.length_Q, samples_per_prompt)
     is_prompt_QP = jnp.arange(prompt_length) < prompts.length_Q[:, None]
@@ -101,16 +109,28 @@ def complete(
         """Reads the last token of every row, and draws the next."""
         last = state.step - 1
         token_B = jax.lax.dynamic_index_in_dim(state.token_BC, last, axis=1, keepdims=False)
-        cos_B1h, sin_B1h = (table[(prompt_length_B + last)[:, None]] for table in angles)
-        x_B1D = constrain(params.embed[token_B], "B D")[:, None, :]
-        caches = []
-        for weights, prompt, completion in zip(layers, prompt_caches, state.caches, strict=True):
-            attend = partial(_attend, prompt, completion, is_prompt_QP, last)
-            x_B1D, longer = block(
-                x_B1D, weights, rotary=(cos_B1h, sin_B1h), attend=attend, arch=arch
+        position_B1 = (prompt_length_B + last)[:, None]
+        full, sliding = jax.tree.map(lambda table: table[position_B1], tables)
+        index_C = jnp.arange(state.caches[0].v_QKGCH.shape[3])
+        sees_all = (is_prompt_QP, index_C <= last)
+        sees_window = sees_all
+        if arch.sliding:
+            back_QP = (prompts.length_Q + last)[:, None] - jnp.arange(prompt_length)
+            sees_window = (
+                is_prompt_QP & (back_QP < arch.sliding.window),
+                (index_C <= last) & (last - index_C < arch.sliding.window),
             )
+        x_B1D = embed_scaled(constrain(params.embed[token_B], "B D"), arch)[:, None, :]
+        caches = []
+        for weights, prompt, completion, is_sliding in zip(
+            layers, prompt_caches, state.caches, slides, strict=True
+        ):
+            sees = sees_window if is_sliding else sees_all
+            attend = partial(_attend, prompt, completion, sees, last)
+            rotary = sliding if is_sliding else full
+            x_B1D, longer = block(x_B1D, weights, rotary=rotary, attend=attend, arch=arch)
             caches.append(longer)
-        hidden_BD = rms_norm(x_B1D[:, 0], params.final_norm, arch.norm_eps)
+        hidden_BD = norm(x_B1D[:, 0], params.final_norm, arch)
         return record(replace(state, caches=tuple(caches)), logits(params, hidden_BD, arch=arch))
 
     no_room = cache.empty(num_prompts, samples_per_prompt, arch, dtype)
@@ -144,14 +164,14 @@ def complete(
 def _attend(
     prompt: PromptCache,
     completion: CompletionCache,
-    is_prompt_QP: Array,
+    sees: tuple[Array, Array],
     step: Array,
     q_B1NH: Array,
     k_B1KH: Array,
     v_B1KH: Array,
 ) -> tuple[Array, CompletionCache]:
     completion = cache.written(completion, k_B1KH[:, 0], v_B1KH[:, 0], step)
-    out_BNH = decode_attention(q_B1NH[:, 0], prompt, completion, is_prompt_QP, step)
+    out_BNH = decode_attention(q_B1NH[:, 0], prompt, completion, *sees)
     return out_BNH[:, None], completion
 
 

@@ -13,7 +13,16 @@ from jaxtyping import Float
 from cipo_jax.model.attention import packed_attention
 from cipo_jax.model.cache import PromptCache
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Block, Params, block, embedded, rms_norm, rotary_angles
+from cipo_jax.model.rotary import rotary_tables
+from cipo_jax.model.transformer import (
+    Block,
+    Params,
+    block,
+    embedded,
+    is_sliding_by_layer,
+    norm,
+    window_of,
+)
 from cipo_jax.records import PromptBatch
 from cipo_jax.sharding import ACTIVATION_RULES, constrain, constrain_record
 
@@ -30,19 +39,23 @@ def read_prompts(
     num_prompts, prompt_length = prompts.token_QP.shape
     index_P = jnp.arange(prompt_length, dtype=jnp.int32)
     position_QP = jnp.broadcast_to(index_P, (num_prompts, prompt_length))
-    rotary = rotary_angles(position_QP, arch)
+    tables = rotary_tables(position_QP, arch)
     segment_QP = (index_P < prompts.length_Q[:, None]).astype(jnp.int32)
 
-    def attend(q_QPNH: Array, k_QPKH: Array, v_QPKH: Array) -> tuple[Array, PromptCache]:
-        out_QPNH = packed_attention(q_QPNH, k_QPKH, v_QPKH, segment_QP, segment_QP)
-        cache = PromptCache(k_QPKH.transpose(0, 2, 3, 1), v_QPKH.swapaxes(1, 2))
-        return out_QPNH, constrain_record(cache, ACTIVATION_RULES)
+    def layer(x_QPD: Array, scanned: tuple[Block, Array | None]) -> tuple[Array, PromptCache]:
+        weights, is_sliding = scanned
 
-    def layer(x_QPD: Array, weights: Block) -> tuple[Array, PromptCache]:
+        def attend(q_QPNH: Array, k_QPKH: Array, v_QPKH: Array) -> tuple[Array, PromptCache]:
+            window = window_of(position_QP, is_sliding, arch)
+            out_QPNH = packed_attention(q_QPNH, k_QPKH, v_QPKH, segment_QP, segment_QP, window)
+            cache = PromptCache(k_QPKH.transpose(0, 2, 3, 1), v_QPKH.swapaxes(1, 2))
+            return out_QPNH, constrain_record(cache, ACTIVATION_RULES)
+
+        rotary = tables.of_layer(is_sliding)
         return block(x_QPD, weights, rotary=rotary, attend=attend, arch=arch)
 
-    x_QPD = embedded(params, prompts.token_QP, compute_dtype)
-    x_QPD, stacked = jax.lax.scan(layer, x_QPD, params.blocks)
+    x_QPD = embedded(params, prompts.token_QP, arch, compute_dtype)
+    x_QPD, stacked = jax.lax.scan(layer, x_QPD, (params.blocks, is_sliding_by_layer(arch)))
     last_Q11 = (prompts.length_Q - 1)[:, None, None]
     x_QD = jnp.take_along_axis(x_QPD, last_Q11, axis=1)[:, 0]
-    return constrain(rms_norm(x_QD, params.final_norm, arch.norm_eps), "Q D"), stacked
+    return constrain(norm(x_QD, params.final_norm, arch), "Q D"), stacked
