@@ -351,3 +351,10 @@ def test_frozen_parameters_are_asked_for(batch):
     cfg, mesh = make_config(), mesh_of(ONE)
     with pytest.raises(ValueError, match=r"adapter\.kind is lora.*none were given"):
         make_train_step(cfg, ARCH, mesh).lower(abstract_state(cfg, ARCH, mesh), None, batch)
+
+
+def test_experts_are_not_adapted():
+    arch = PRESETS["tiny-qwen3-moe"]
+    with pytest.raises(ValueError, match="names down, gate, up, but this model has experts"):
+        adapter.abstract(arch, Lora())
+    assert adapter.abstract(arch, Lora(projections=("q", "o"))).o_a is not None

@@ -22,6 +22,7 @@ from cipo_jax.sharding import (
     batch_shardings,
     constrain,
     make_mesh,
+    num_row_shards,
     shardings_of,
 )
 
@@ -88,6 +89,15 @@ def test_specs_by_hand(mesh):
     assert shardings.blocks.k_bias.spec == P(None, "tensor", None)  # L K H
     assert shardings.blocks.q_norm is None
     assert shardings.head is None
+
+
+def test_experts_have_an_axis_of_their_own():
+    mesh = make_mesh(config.Mesh(fsdp=2, expert=2, tensor=2))
+    blocks = shardings_of(abstract(PRESETS["tiny-qwen3-moe"]), mesh, PARAM_RULES).blocks
+    assert blocks.expert_gate.spec == P(None, "expert", "fsdp", "tensor")  # L E D F
+    assert blocks.expert_down.spec == P(None, "expert", "tensor", "fsdp")  # L E F D
+    assert blocks.q.spec == P(None, "fsdp", "tensor", None)  # nothing else lies over it
+    assert num_row_shards(mesh) == 4
 
 
 def test_few_key_value_heads_are_replicated_but_few_query_heads_refused():

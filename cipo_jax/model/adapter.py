@@ -59,11 +59,6 @@ def init(key: PRNGKeyArray, arch: Architecture, cfg: Lora) -> Adapter:
 
     Raises: ValueError for a projection that the architecture does not have.
     """
-    if arch.experts and (of_mlp := set(cfg.projections) & {"gate", "up", "down"}):
-        raise ValueError(
-            f"adapter.projections names {', '.join(sorted(of_mlp))}, but this model has experts in "
-            "the place of that MLP, and they are not adapted. Choose among q, k, v and o."
-        )
     sizes = {
         "L": arch.num_layers,
         "D": arch.model_dim,
