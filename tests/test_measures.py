@@ -6,13 +6,17 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from cipo_jax.evaluate.correction import correction_measures, equal_tokens
+from cipo_jax.evaluate.critique import critique_measures
 from cipo_jax.evaluate.measures import (
-    correction_measures,
     majority_at_k,
     mean_with_interval,
     paired_difference,
     pass_at_k,
+    pass_at_mean_k,
 )
 
 
@@ -70,6 +74,53 @@ def test_tie_credit_is_the_expected_draw() -> None:
     assert credit == pytest.approx(np.mean(draws), abs=5 * math.sqrt(2 / 9 / 4000))
 
 
+def test_majority_of_fewer_votes_than_samples() -> None:
+    # Groups of two: (7, 7) right, (8, 8) wrong, (7, 8) a tie; the last sample is left over.
+    answers = [["7", "7", "8", "8", "7", "8", "7"]]
+    is_right = [[a == "7" for a in answers[0]]]
+    assert majority_at_k(answers, is_right, 2) == pytest.approx([(1 + 0 + 1 / 2) / 3])
+    assert majority_at_k(answers, is_right, 7) == pytest.approx([1.0])
+    # One vote is the mean of the samples.
+    assert majority_at_k(answers, is_right, 1) == pytest.approx([4 / 7])
+    assert np.isnan(majority_at_k(answers, is_right, 8)).all()
+
+
+def test_groups_of_votes_are_unbiased() -> None:
+    # Against every subset of 3 of 6 samples, over random orders of the same samples.
+    rng = np.random.default_rng(8)
+    answers = np.array(["7", "7", "8", "8", "9", "7"])
+    exact = np.mean(
+        [
+            majority_at_k([answers[list(s)]], [answers[list(s)] == "7"])[0]
+            for s in itertools.combinations(range(6), 3)
+        ]
+    )
+    orders = [rng.permutation(answers) for _ in range(2000)]
+    found = majority_at_k(orders, [order == "7" for order in orders], 3)
+    assert found.mean() == pytest.approx(exact, abs=5 * found.std() / math.sqrt(2000))
+
+
+def test_pass_at_a_mean_number_of_samples() -> None:
+    whole = [pass_at_k(np.array([2]), 8, k)[0] for k in (2, 3)]
+    assert pass_at_mean_k(np.array([2]), 8, 2.0)[0] == whole[0]
+    # 2.25 samples on average: two in three of four tries, three in the fourth.
+    assert pass_at_mean_k(np.array([2]), 8, 2.25)[0] == pytest.approx(
+        0.75 * whole[0] + 0.25 * whole[1]
+    )
+
+
+@given(st.integers(1, 12), st.data())
+def test_pass_at_k_grows_with_k_and_with_right_samples(n: int, data: st.DataObject) -> None:
+    c = data.draw(st.integers(0, n))
+    curve = [pass_at_k(np.array([c]), n, k)[0] for k in range(1, n + 1)]
+    assert curve == sorted(curve)
+    assert curve[0] == pytest.approx(c / n)
+    assert curve[-1] == float(c > 0)
+    if c < n:
+        better = [pass_at_k(np.array([c + 1]), n, k)[0] for k in range(1, n + 1)]
+        assert all(high >= low for high, low in zip(better, curve, strict=True))
+
+
 # --- correction ---------------------------------------------------------------------------------
 
 
@@ -115,6 +166,76 @@ def test_undefined_rates_are_null_and_not_zero() -> None:
     nothing = correction_measures(np.zeros(0, int), np.zeros(0, bool), np.zeros(0, bool), seed=0)
     assert {estimate["mean"] for estimate in nothing.values()} == {None}
     assert "null" in json.dumps(nothing, allow_nan=False)
+
+
+def test_equal_tokens_by_hand() -> None:
+    # Two problems, four chains each; an attempt has 10 tokens and its correction 10, so that one
+    # chain costs two samples, and two chains four. Right attempts: 1 and 0; solved chains: 2 and 1.
+    found = equal_tokens(
+        np.array([1, 0]), np.array([2, 1]), np.array([4, 4]),
+        attempt_tokens=10.0, correction_tokens=10.0, seed=0,
+    )  # fmt: skip
+    assert [(e["chains"], e["samples"], e["tokens"]) for e in found] == [(1, 2, 20), (2, 4, 40)]
+    # pass@1 of chains: 2/4 and 1/4. pass@2 of attempts: 1 - C(3,2)/C(4,2) = 1/2, and 0.
+    assert found[0]["sequential"]["mean"] == pytest.approx((2 / 4 + 1 / 4) / 2)
+    assert found[0]["parallel"]["mean"] == pytest.approx((1 / 2 + 0) / 2)
+    # pass@2 of chains: 1 - C(2,2)/C(4,2) = 5/6, 1 - C(3,2)/C(4,2) = 1/2. pass@4: 1 and 0.
+    assert found[1]["sequential"]["mean"] == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert found[1]["parallel"]["mean"] == pytest.approx(1 / 2)
+    assert found[1]["difference"]["mean"] == pytest.approx((5 / 6 + 1 / 2) / 2 - 1 / 2)
+
+
+def test_corrections_that_do_nothing_lose_at_equal_tokens() -> None:
+    rng = np.random.default_rng(9)
+    right = rng.integers(0, 9, 40)
+    same = {"attempt_tokens": 30.0, "correction_tokens": 20.0, "seed": 0}
+    idle = equal_tokens(right, right, np.full(40, 8), **same)
+    assert [e["chains"] for e in idle] == [1, 2, 4]
+    assert all(e["difference"]["mean"] < 0 for e in idle)
+    # The control: corrections without tokens that solve everything win.
+    perfect = equal_tokens(
+        right, np.full(40, 8), np.full(40, 8), **{**same, "correction_tokens": 0}
+    )
+    assert all(e["difference"]["mean"] > 0 for e in perfect)
+    assert equal_tokens(right[:0], right[:0], right[:0], **same) == []
+
+
+# --- critiques ----------------------------------------------------------------------------------
+
+
+def test_critique_measures_by_hand() -> None:
+    # Responses:  wrong wrong wrong wrong right right right right
+    # Verdicts:   W     W     R     -     R     R     W     -
+    #             TP    TP    FN    FN    TN    TN    FP    FP
+    is_right = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool)
+    said = [False, False, True, None, True, True, False, None]
+    found = critique_measures(is_right, said, seed=0)
+    assert {name: e["mean"] for name, e in found.items()} == pytest.approx(
+        {
+            "f1": 2 * 2 / (2 * 2 + 2 + 2),
+            "precision": 2 / 4,
+            "recall": 2 / 4,
+            "accuracy": 4 / 8,
+            "unreadable": 2 / 8,
+        }
+    )
+
+
+def test_critique_measures_at_the_ends() -> None:
+    rng = np.random.default_rng(10)
+    is_right = rng.random(200) < 0.5
+    perfect = critique_measures(is_right, is_right.tolist(), seed=0)
+    assert perfect["f1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    mute = critique_measures(is_right, [None] * 200, seed=0)
+    assert mute["f1"]["mean"] == mute["accuracy"]["mean"] == 0.0
+    # "Everything is wrong" finds all of them: recall 1, precision the share of wrong responses.
+    blunt = critique_measures(is_right, [False] * 200, seed=0)
+    assert blunt["recall"]["mean"] == 1.0
+    assert blunt["precision"]["mean"] == pytest.approx(1 - is_right.mean())
+    p, r = blunt["precision"]["mean"], blunt["recall"]["mean"]
+    assert blunt["f1"]["mean"] == pytest.approx(2 * p * r / (p + r))
+    only_right = critique_measures(np.ones(3, bool), [True] * 3, seed=0)
+    assert only_right["f1"]["mean"] is None
 
 
 # --- intervals ----------------------------------------------------------------------------------

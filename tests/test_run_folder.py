@@ -10,7 +10,8 @@ import rich.console
 
 from cipo_jax import configfile, run_folder
 from cipo_jax.config import AdamW, Config
-from cipo_jax.evaluate.measures import correction_measures, mean_with_interval
+from cipo_jax.evaluate.correction import correction_measures
+from cipo_jax.evaluate.measures import mean_with_interval
 from cipo_jax.report.comparison import comparison, print_comparison
 from cipo_jax.tasks.problem import Problem, Tasks
 from cipo_jax.verify.verdict import NumberReference

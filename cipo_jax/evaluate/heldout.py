@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from cipo_jax.config import Config
-from cipo_jax.evaluate import measures
+from cipo_jax.evaluate import correction, measures
 from cipo_jax.model.transformer import Params
 from cipo_jax.rollout import Engine, Judged, Prompted, Shape, roll_out
 from cipo_jax.tasks.problem import Problem
@@ -58,9 +58,10 @@ def evaluate(
     wrong as it comes. Completions whose verdict is unknown are left out, and their share is
     reported.
 
-    Returns: a JSON-able dict: `greedy`, `sampled` (avg@n), `pass_at_k` for powers of two,
-      `correction` (see `measures.correction_measures`), `per_problem`, and shares of unknown
-      verdicts and of completions cut by the length limit.
+    Returns: a JSON-able dict: `greedy`, `sampled` (avg@n), `pass_at_k` and `maj_at_k` for powers of
+      two (`maj_at_k` empty for programs, which have no answer to vote by), `correction` (see
+      `correction.correction_measures`), `per_problem`, and shares of unknown verdicts and of
+      completions cut by the length limit.
     """
     ev = cfg.evaluation
     asked = [
@@ -112,8 +113,9 @@ def evaluate(
                 measures.pass_at_k(num_right_Q[num_valid_Q >= k], num_valid_Q[num_valid_Q >= k], k),
                 seed=cfg.seed,
             )
-            for k in _powers_of_two(samples)
+            for k in measures.powers_of_two(samples)
         },
+        "maj_at_k": _majorities(sampled, cfg.seed),
         "correction": _corrections(sampled, corrected, cfg.seed),
         "unknown_share": _unknown_share([greedy, sampled, corrected]),
         "length_mean": float(sampled.length_QG.mean()),
@@ -132,6 +134,22 @@ def evaluate(
     }
 
 
+def _majorities(sampled: Judged, seed: int) -> dict[str, measures.Estimate]:
+    """maj@k for powers of two over the samples with a known verdict. Programs have no answer that
+    could be voted by: none then."""
+    answers, is_right = [], []
+    for q, row in enumerate(sampled.verdicts):
+        known = np.flatnonzero(sampled.is_valid_QG[q])
+        answers.append([row[g].detail.get("answer") for g in known])
+        is_right.append([bool(sampled.is_right_QG[q, g]) for g in known])
+    if all(answer is None for row in answers for answer in row):
+        return {}
+    return {
+        str(k): measures.mean_with_interval(measures.majority_at_k(answers, is_right, k), seed=seed)
+        for k in measures.powers_of_two(sampled.is_valid_QG.shape[1])
+    }
+
+
 def _corrections(sampled: Judged, corrected: Judged, seed: int) -> dict[str, measures.Estimate]:
     """Correction measures over the pairs whose two verdicts are both known."""
     was_right_QG = np.broadcast_to(sampled.is_right_QG[:, :1], corrected.is_right_QG.shape)
@@ -146,7 +164,7 @@ def _corrections(sampled: Judged, corrected: Judged, seed: int) -> dict[str, mea
             for q, answer in enumerate(row[0].detail.get("answer") for row in sampled.verdicts)
         ]
     )
-    return measures.correction_measures(
+    return correction.correction_measures(
         problem_QG[is_known_QG],
         was_right_QG[is_known_QG],
         corrected.is_right_QG[is_known_QG],
@@ -157,7 +175,3 @@ def _corrections(sampled: Judged, corrected: Judged, seed: int) -> dict[str, mea
 
 def _unknown_share(judged: Sequence[Judged]) -> float:
     return float(1 - np.concatenate([j.is_valid_QG.ravel() for j in judged]).mean())
-
-
-def _powers_of_two(limit: int) -> list[int]:
-    return [2**i for i in range(limit.bit_length())]

@@ -1,4 +1,4 @@
-"""Measures of an evaluation: accuracies, pass@k, majority votes and correction rates.
+"""Measures of an evaluation: accuracies, pass@k and majority votes, with their intervals.
 
 Arrays of verdicts in, numbers with bootstrap intervals out. The unit of resampling is always the
 problem, since the samples of one problem are not independent of each other. It knows nothing of
@@ -7,15 +7,21 @@ models, prompts or verifiers; a verdict that is unknown is left out by the calle
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64, Int
 
 RESAMPLES = 2000
 LEVEL = 0.95
+
+
+def powers_of_two(limit: int) -> list[int]:
+    """1, 2, 4 and so on, up to `limit`: the k at which pass@k and maj@k are given."""
+    return [2**i for i in range(limit.bit_length())]
 
 
 class Estimate(TypedDict):
@@ -63,10 +69,25 @@ def pass_at_k(
     )
 
 
-def majority_at_k(
-    answers: Sequence[Sequence[str | None]], is_right: Sequence[Sequence[bool]]
+def pass_at_mean_k(
+    num_right_Q: Int[np.ndarray, "Q"], num_samples_Q: Int[np.ndarray, "Q"] | int, k: float
 ) -> Float64[np.ndarray, "Q"]:
-    """The chance that the most frequent answer of a problem is right, ties drawn evenly.
+    """pass@k at a mean number of samples that need not be whole: of two neighbouring whole numbers,
+    drawn so that their mean is k. So two ways of spending the same tokens can be compared."""
+    low = math.floor(k)
+    share = k - low
+    value_Q = pass_at_k(num_right_Q, num_samples_Q, low)
+    if share == 0:
+        return value_Q
+    return (1 - share) * value_Q + share * pass_at_k(num_right_Q, num_samples_Q, low + 1)
+
+
+def majority_at_k(
+    answers: Sequence[Sequence[str | None]],
+    is_right: Sequence[Sequence[bool]],
+    k: int | None = None,
+) -> Float64[np.ndarray, "Q"]:
+    """The chance that the most frequent of k answers to a problem is right, ties drawn evenly.
 
     Of t answers that share the largest count, r of them right, the credit is r / t. An answer
     counts as right if most of its samples were judged so (they differ only if equal texts got
@@ -75,25 +96,37 @@ def majority_at_k(
     Args:
       answers: canonical answers of each problem's samples; None where there was none.
       is_right: their verdicts.
-    Returns: float64 [Q]; 0 where no sample has an answer.
+      k: votes; the samples are cut into as many groups of k as there are, what is left over is
+        not used, and the mean over the groups is unbiased. None: all samples of the problem.
+    Returns: float64 [Q]; 0 where no sample of a group has an answer, NaN for a problem with fewer
+      samples than k.
     """
     credit = []
     for given, right in zip(answers, is_right, strict=True):
-        votes: Counter[str] = Counter(a for a in given if a is not None)
-        right_votes: Counter[str] = Counter(
-            a for a, ok in zip(given, right, strict=True) if a is not None and ok
-        )
-        most = max(votes.values(), default=0)
-        tied = [a for a, count in votes.items() if count == most]
-        credit.append(sum(2 * right_votes[a] > votes[a] for a in tied) / len(tied) if tied else 0.0)
+        votes = len(given) if k is None else k
+        groups = [
+            _majority(given[start : start + votes], right[start : start + votes])
+            for start in range(0, len(given) - votes + 1, votes or 1)
+        ]
+        credit.append(float(np.mean(groups)) if groups else math.nan)
     return np.array(credit, dtype=np.float64)
+
+
+def _majority(given: Sequence[str | None], right: Sequence[bool]) -> float:
+    votes: Counter[str] = Counter(a for a in given if a is not None)
+    right_votes: Counter[str] = Counter(
+        a for a, ok in zip(given, right, strict=True) if a is not None and ok
+    )
+    most = max(votes.values(), default=0)
+    tied = [a for a, count in votes.items() if count == most]
+    return sum(2 * right_votes[a] > votes[a] for a in tied) / len(tied) if tied else 0.0
 
 
 def mean_with_interval(value_Q: np.ndarray, *, seed: int) -> Estimate:
     """The mean over problems. NaN marks a problem without a value, which is left out."""
     value_Q = np.asarray(value_Q, np.float64)
     has_value_Q = ~np.isnan(value_Q)
-    return _ratio(np.where(has_value_Q, value_Q, 0.0), has_value_Q.astype(np.float64), seed)
+    return ratio(np.where(has_value_Q, value_Q, 0.0), has_value_Q.astype(np.float64), seed=seed)
 
 
 def paired_difference(first_Q: np.ndarray, second_Q: np.ndarray, *, seed: int) -> Estimate:
@@ -113,57 +146,7 @@ def paired_difference(first_Q: np.ndarray, second_Q: np.ndarray, *, seed: int) -
     return mean_with_interval(second_Q - first_Q, seed=seed)
 
 
-def correction_measures(
-    problem_N: Int[np.ndarray, "N"],
-    was_right_N: Bool[np.ndarray, "N"],
-    is_right_N: Bool[np.ndarray, "N"],
-    *,
-    is_copy_N: Bool[np.ndarray, "N"] | None = None,
-    seed: int,
-) -> dict[str, Estimate]:
-    """What corrections do to the attempts they start from, over N pairs (attempt, correction).
-
-        accuracy_before = P(z)           fixed  = P(not z and r)     fix_rate   = P(r | not z)
-        accuracy_after  = P(r)           broken = P(z and not r)     retention  = P(r | z)
-        change = accuracy_after - accuracy_before = fixed - broken   break_rate = 1 - retention
-
-    with a = accuracy_before, accuracy_after = a * retention + (1 - a) * fix_rate: corrections help
-    if and only if (1 - a) * fix_rate > a * (1 - retention).
-
-    Args:
-      problem_N: which problem the pair belongs to, for the resampling.
-      was_right_N: z, the verdict on the attempt.
-      is_right_N: r, the verdict on the correction.
-      is_copy_N: whether the correction has the attempt's answer; adds `copy_rate`, over wrong
-        attempts.
-    Returns: an estimate by name; a conditional rate is None where its condition never held.
-    """
-    z, r = np.asarray(was_right_N, bool), np.asarray(is_right_N, bool)
-    _, problem_N = np.unique(np.asarray(problem_N), return_inverse=True)
-
-    def per_problem(event_N: np.ndarray) -> np.ndarray:
-        return np.bincount(problem_N, weights=event_N.astype(np.float64))
-
-    def rate(event_N: np.ndarray, given_N: np.ndarray) -> Estimate:
-        return _ratio(per_problem(event_N & given_N), per_problem(given_N), seed)
-
-    every = np.ones_like(z)
-    measures = {
-        "accuracy_before": rate(z, every),
-        "accuracy_after": rate(r, every),
-        "change": _ratio(per_problem(r) - per_problem(z), per_problem(every), seed),
-        "fixed": rate(~z & r, every),
-        "broken": rate(z & ~r, every),
-        "fix_rate": rate(r, ~z),
-        "retention": rate(r, z),
-        "break_rate": rate(~r, z),
-    }
-    if is_copy_N is not None:
-        measures["copy_rate"] = rate(np.asarray(is_copy_N, bool), ~z)
-    return measures
-
-
-def _ratio(sum_Q: np.ndarray, count_Q: np.ndarray, seed: int) -> Estimate:
+def ratio(sum_Q: np.ndarray, count_Q: np.ndarray, *, seed: int) -> Estimate:
     """Total over count, with the percentile interval of resampled problems.
 
     Resamples with a count of 0 are left out. Where all problems agree the interval has no width,

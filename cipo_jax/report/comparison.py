@@ -68,10 +68,13 @@ def print_comparison(before: Evaluation, after: Evaluation, *, seed: int) -> Non
 
 def _paths(evaluation: Evaluation) -> list[tuple[str, Sequence[str]]]:
     samples, largest = evaluation["samples"], max(evaluation["pass_at_k"], key=int)
+    # Programs have no majority, and neither have evaluations of older versions.
+    majority = [(f"maj@{k}", ("maj_at_k", k)) for k in [*evaluation.get("maj_at_k", {})][-1:]]
     return [
         ("accuracy, greedy", ("greedy",)),
         (f"accuracy, sampled (mean of {samples})", ("sampled",)),
         (f"pass@{largest}", ("pass_at_k", largest)),
+        *majority,
         ("corrections: accuracy of the attempts", ("correction", "accuracy_before")),
         ("corrections: accuracy after correcting", ("correction", "accuracy_after")),
         ("corrections: wrong made right (fix rate)", ("correction", "fix_rate")),

@@ -1,0 +1,137 @@
+"""Measures of correction: what it does to attempts, and whether it is worth its tokens.
+
+Arrays of verdicts in, numbers with bootstrap intervals over problems out, as in `measures.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cipo_jax.evaluate.measures import (
+    Estimate,
+    mean_with_interval,
+    paired_difference,
+    pass_at_k,
+    pass_at_mean_k,
+    powers_of_two,
+    ratio,
+)
+
+
+def correction_measures(
+    problem_N: Int[np.ndarray, "N"],
+    was_right_N: Bool[np.ndarray, "N"],
+    is_right_N: Bool[np.ndarray, "N"],
+    *,
+    is_copy_N: Bool[np.ndarray, "N"] | None = None,
+    seed: int,
+) -> dict[str, Estimate]:
+    """What corrections do to the attempts they start from, over N pairs (attempt, correction).
+
+        accuracy_before = P(z)           fixed  = P(not z and r)     fix_rate   = P(r | not z)
+        accuracy_after  = P(r)           broken = P(z and not r)     retention  = P(r | z)
+        change = accuracy_after - accuracy_before = fixed - broken   break_rate = 1 - retention
+
+    with a = accuracy_before, accuracy_after = a * retention + (1 - a) * fix_rate: corrections help
+    if and only if (1 - a) * fix_rate > a * (1 - retention).
+
+    Args:
+      problem_N: which problem the pair belongs to, for the resampling.
+      was_right_N: z, the verdict on the attempt.
+      is_right_N: r, the verdict on the correction.
+      is_copy_N: whether the correction has the attempt's answer; adds `copy_rate`, over wrong
+        attempts.
+    Returns: an estimate by name; a conditional rate is None where its condition never held.
+    """
+    z, r = np.asarray(was_right_N, bool), np.asarray(is_right_N, bool)
+    _, problem_N = np.unique(np.asarray(problem_N), return_inverse=True)
+
+    def per_problem(event_N: np.ndarray) -> np.ndarray:
+        return np.bincount(problem_N, weights=event_N.astype(np.float64))
+
+    def rate(event_N: np.ndarray, given_N: np.ndarray) -> Estimate:
+        return ratio(per_problem(event_N & given_N), per_problem(given_N), seed=seed)
+
+    every = np.ones_like(z)
+    measures = {
+        "accuracy_before": rate(z, every),
+        "accuracy_after": rate(r, every),
+        "change": ratio(per_problem(r) - per_problem(z), per_problem(every), seed=seed),
+        "fixed": rate(~z & r, every),
+        "broken": rate(z & ~r, every),
+        "fix_rate": rate(r, ~z),
+        "retention": rate(r, z),
+        "break_rate": rate(~r, z),
+    }
+    if is_copy_N is not None:
+        measures["copy_rate"] = rate(np.asarray(is_copy_N, bool), ~z)
+    return measures
+
+
+class EqualTokens(TypedDict):
+    """Solved problems by two ways of spending the same tokens on each."""
+
+    chains: int
+    """k, attempts that are each corrected once."""
+    samples: float
+    """m, plain samples for the same tokens."""
+    tokens: float
+    """Sampled tokens of a problem, by either way. Prompts are not counted."""
+    sequential: Estimate
+    """An attempt or its correction is right, in one of k chains."""
+    parallel: Estimate
+    """One of m samples is right."""
+    difference: Estimate
+    """Sequential minus parallel, paired over problems."""
+
+
+def equal_tokens(
+    num_right_Q: Int[np.ndarray, "Q"],
+    num_solved_Q: Int[np.ndarray, "Q"],
+    num_chains_Q: Int[np.ndarray, "Q"],
+    *,
+    attempt_tokens: float,
+    correction_tokens: float,
+    seed: int,
+) -> list[EqualTokens]:
+    """Correcting k attempts against sampling more of them, at equal tokens.
+
+        m = k (t1 + t2) / t1,    sequential = pass@k of chains,    parallel = pass@m of attempts
+
+    with t1 and t2 the mean tokens of an attempt and of a correction. Both pick the right one out of
+    what they made, so this is about reach; whether the last word of a chain is better than its
+    first is `correction_measures`.
+
+    Args:
+      num_right_Q: right attempts of each problem.
+      num_solved_Q: chains with a right attempt or a right correction.
+      num_chains_Q: chains of each problem; problems without any are left out.
+    Returns: one entry for each power of two k for which there are m attempts of every problem.
+    """
+    has_chains_Q = num_chains_Q > 0
+    right_Q, solved_Q, chains_Q = (
+        x[has_chains_Q] for x in (num_right_Q, num_solved_Q, num_chains_Q)
+    )
+    if not len(chains_Q) or attempt_tokens <= 0:
+        return []
+    found = []
+    for k in powers_of_two(int(chains_Q.min())):
+        samples = k * (attempt_tokens + correction_tokens) / attempt_tokens
+        if np.ceil(samples) > chains_Q.min():
+            break
+        sequential_Q = pass_at_k(solved_Q, chains_Q, k)
+        parallel_Q = pass_at_mean_k(right_Q, chains_Q, samples)
+        found.append(
+            EqualTokens(
+                chains=k,
+                samples=samples,
+                tokens=samples * attempt_tokens,
+                sequential=mean_with_interval(sequential_Q, seed=seed),
+                parallel=mean_with_interval(parallel_Q, seed=seed),
+                difference=paired_difference(parallel_Q, sequential_Q, seed=seed),
+            )
+        )
+    return found
