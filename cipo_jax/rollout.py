@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -166,6 +166,7 @@ def roll_out(
     *,
     shape: Shape,
     temperature: float,
+    on_wave: Callable[[int], None] | None = None,
 ) -> Judged:
     """Sample and judge `shape.num_samples` completions of each prompt.
 
@@ -175,6 +176,7 @@ def roll_out(
     Args:
       key: of this step and stream.
       temperature: of the sampling law; 0 is greedy.
+      on_wave: told after each wave how many prompts it had.
     Raises: ValueError if a prompt is longer than the shape's bucket, or there is no prompt.
     """
     if not prompted:
@@ -200,6 +202,8 @@ def roll_out(
             )
             pending.append([engine.judge.submit(t, p.problem.reference) for t in text[-1]])
         waves.append(rollouts)
+        if on_wave is not None:
+            on_wave(len(wave))
     start = time.perf_counter()
     verdicts = [[future.result() for future in row] for row in pending]
     return Judged(

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cipo_jax.config import Config, FileTask, GeneratedTask, PretrainedModel, RandomModel
-from cipo_jax.report.plot import _apart, draw, plot
+from cipo_jax.report.panel import _apart
+from cipo_jax.report.plot import draw, plot
 
 CFG = Config(name="test", model=RandomModel(), tasks=GeneratedTask())
 

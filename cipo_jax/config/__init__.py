@@ -23,7 +23,7 @@ from cipo_jax.config.correction import (
     Robust,
     Soft,
 )
-from cipo_jax.config.evaluation import Evaluation
+from cipo_jax.config.evaluation import Benchmarking, Evaluation
 from cipo_jax.config.importance import (
     Importance,
     MaskedSequence,
@@ -59,6 +59,7 @@ __all__ = [
     "AdapterConfig",
     "Aggregation",
     "Band",
+    "Benchmarking",
     "Checkpoint",
     "CipoReimpl",
     "Cispo",

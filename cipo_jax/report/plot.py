@@ -18,38 +18,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from cipo_jax.config import Config, FileTask, GeneratedTask, RandomModel
 from cipo_jax.model.load import resolve
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
-INK, PALE = "#222222", "#DDDDDD"
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlepad": 10,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": PALE,
-    "grid.linewidth": 0.7,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.solid_capstyle": "round",
-}
+from cipo_jax.report.panel import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    STYLE,
+    draw_intervals,
+    finish_shares,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,10 +167,10 @@ def _draw_accuracy(ax: Axes, evaluations: list[dict[str, Any]]) -> None:
             continue
         # Set a little apart, so that neither interval hides the other.
         shift = (-0.004 if name == "greedy" else 0.004) * evaluations[-1]["step"]
-        _draw_intervals(ax, step + shift, mean, low, high, colour)
+        draw_intervals(ax, step + shift, mean, low, high, colour)
         change = f"{mean[-1]:.0%}" if len(step) == 1 else f"{mean[0]:.0%} → {mean[-1]:.0%}"
         ends.append((float(mean[-1]), f"{label}\n{change}", colour))
-    _finish_shares(ax, ends, gap=0.15)
+    finish_shares(ax, ends, gap=0.15)
     _steps_axis(ax)
 
 
@@ -209,14 +190,14 @@ def _draw_pass_at_k(ax: Axes, evaluations: list[dict[str, Any]]) -> None:
             x, mean, low, high = _estimates([{"step": k} for k in ks], estimates)
             if not len(x):
                 continue
-            _draw_intervals(ax, x * offset, mean, low, high, colour)
+            draw_intervals(ax, x * offset, mean, low, high, colour)
             ends.append((float(mean[-1]), label, colour))
         ax.set_xscale("log", base=2)
         ks = sorted({int(k) for e in (first, last) for k in e["pass_at_k"]})
         ax.xaxis.set_major_locator(FixedLocator(ks))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xticklabels([str(k) for k in ks])
-    _finish_shares(ax, ends)
+    finish_shares(ax, ends)
     ax.set_xlabel("k, samples that may be tried")
 
 
@@ -248,15 +229,6 @@ def _estimates(
     return step, mean, np.minimum(low, mean), np.maximum(high, mean)
 
 
-def _draw_intervals(
-    ax: Axes, x: np.ndarray, mean: np.ndarray, low: np.ndarray, high: np.ndarray, colour: str
-) -> None:
-    ax.errorbar(
-        x, mean, yerr=[mean - low, high - mean], color=colour, lw=2, marker="o", ms=5,
-        elinewidth=1.1, clip_on=False,
-    )  # fmt: skip
-
-
 def _draw_curves(ax: Axes, curves: Sequence[Curve], extra: Sequence[Curve] = ()) -> None:
     """Each step as a faint dot, and the moving average that the eye would draw."""
     ends = []
@@ -272,7 +244,7 @@ def _draw_curves(ax: Axes, curves: Sequence[Curve], extra: Sequence[Curve] = ())
         last = smooth[np.isfinite(smooth)][-1] if curve in curves else curve.value[-1]
         if np.isfinite(last):
             ends.append((float(last), curve.label, curve.colour))
-    _finish_shares(ax, ends)
+    finish_shares(ax, ends)
 
 
 def _smooth(value: np.ndarray) -> np.ndarray:
@@ -288,43 +260,6 @@ def _smooth(value: np.ndarray) -> np.ndarray:
 
 def _half_window(num_steps: int) -> int:
     return num_steps // 20
-
-
-def _finish_shares(ax: Axes, ends: list[tuple[float, str, str]], *, gap: float = 0.075) -> None:
-    """A 0 to 100 % axis, with each line's name at its right end."""
-    ax.set_ylim(-0.02, 1.02)
-    ax.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    ax.tick_params(length=0)
-    ax.spines["left"].set_visible(False)
-    if not ends:
-        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, color=GREY, ha="center")
-        return
-    for y, (_, label, colour) in zip(_apart([e[0] for e in ends], gap), ends, strict=True):
-        ax.annotate(
-            label, xy=(1.0, y), xycoords=("axes fraction", "data"), xytext=(6, 0),
-            textcoords="offset points", color=colour, va="center",
-            annotation_clip=False, linespacing=1.25,
-        )  # fmt: skip
-
-
-def _apart(wanted: list[float], gap: float) -> list[float]:
-    """Heights near the wanted ones, in their order, at least `gap` from each other and in 0..1."""
-    order = np.argsort(wanted, stable=True)
-    placed = np.array(wanted)[order]
-    # Neighbours push each other away evenly; then the ends of the axis push back.
-    for _ in range(50):
-        for i in range(len(placed) - 1):
-            push = max(0.0, gap - (placed[i + 1] - placed[i])) / 2
-            placed[i] -= push
-            placed[i + 1] += push
-    for i in range(len(placed)):
-        placed[i] = max(placed[i], placed[i - 1] + gap if i else 0.0)
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], placed[i + 1] - gap if i + 1 < len(placed) else 1.0)
-    heights = np.empty(len(wanted))
-    heights[order] = placed
-    return heights.tolist()
 
 
 def _steps_axis(ax: Axes) -> None:

@@ -83,6 +83,11 @@ def verdict_text(completion: str) -> str:
     return said if said in (RIGHT, WRONG) else ""
 
 
+def said_right(verdict: str | None) -> bool | None:
+    """Whether a verdict, as the verifier read it, calls the response right; None without one."""
+    return {RIGHT: True, WRONG: False}.get(verdict or "")
+
+
 def answer_text(completion: str) -> str:
     """What a correction gives as its answer, in the form that the verifiers read; the whole
     completion where it holds no such JSON."""
