@@ -21,7 +21,7 @@ from cipo_jax.config import (
 )
 from cipo_jax.logprobs import token_logprobs
 from cipo_jax.method.losses import policy_loss
-from cipo_jax.method.mix import Completion, Group, max_rows, mix, packing
+from cipo_jax.method.mix import Completion, Group, max_rows, mix, packing, unmixed
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import hidden_states, init
 from cipo_jax.records import Batch, Stream
@@ -206,6 +206,35 @@ def test_the_order_of_groups_does_not_matter_up_to_placement() -> None:
     for name in PER_TOKEN:
         np.testing.assert_array_equal(getattr(straight, name), getattr(again, name))
     assert unpacked(reversed_) == unpacked(straight)
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_values_of_tokens_come_back_to_their_completions(share, keep) -> None:
+    groups = random_groups(2)
+    batch = mixed(groups, share=share, keep=keep)
+    train = Train(row_tokens=40, share_prompts=share)
+    got = unmixed(batch.token_BT, groups, train=train, keep_zero_signal=keep)
+    laid_out = [(id(group), g) for group, g in trained(groups, keep=keep)]
+    for q, group in enumerate(groups):
+        for g, completion in enumerate(group.completions):
+            length = len(completion.token_C)
+            expected = np.zeros(got.shape[-1])
+            if (id(group), g) in laid_out:
+                expected[:length] = completion.token_C
+            np.testing.assert_array_equal(got[q, g], expected)
+
+
+def test_an_advantage_may_be_each_token_s_own() -> None:
+    group = plain_group([3, 1])
+    each = np.array([[1.0, 2.0, 0.0], [5.0, 9.0, 9.0]])  # 9: beyond the completion
+    own = mixed([dataclasses.replace(group, advantage_G=each)], rows=1)
+    assert own.advantage_BT[0, :7].tolist() == [0, 0, 1, 2, 0, 5, 0]
+    same = mixed([dataclasses.replace(group, advantage_G=np.array([4.0, 5.0]))], rows=1)
+    assert same.advantage_BT[0, :7].tolist() == [0, 0, 4, 4, 4, 5, 0]
+    # A sequence has a signal if one of its tokens has.
+    silent = dataclasses.replace(group, advantage_G=each * [[0], [1]])
+    assert mixed([silent], rows=1).is_target_BT.sum() == 1
 
 
 # --- weights ----------------------------------------------------------------------------------

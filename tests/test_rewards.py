@@ -1,9 +1,9 @@
-"""The reward of a correction, all four cases."""
+"""The reward of a correction, all four cases, and the penalty on length."""
 
 import numpy as np
 import pytest
 
-from cipo_jax.method.rewards import correction_reward
+from cipo_jax.method.rewards import correction_reward, overlong_penalty
 
 RAW = np.array([[1.0, 0.0], [1.0, 0.0]])
 IS_RIGHT = np.array([False, True])
@@ -30,3 +30,16 @@ def test_unknown_stays_unknown() -> None:
 def test_negative_penalty_is_refused() -> None:
     with pytest.raises(ValueError, match="risk_penalty is -1"):
         correction_reward(RAW, IS_RIGHT, -1.0)
+
+
+def test_overlong_penalty_by_hand() -> None:
+    # The paper's limit of 20,480 with a buffer of 4,096, a fifth: nothing up to 16,384, one half at
+    # 18,432, all at the limit.
+    length = np.array([[1, 16_384, 17_408, 18_432, 20_480]])
+    got = overlong_penalty(length, limit=20_480, share=0.2, penalty=1.0)
+    np.testing.assert_allclose(got, [[0, 0, 0.25, 0.5, 1.0]], atol=1e-12)
+    got = overlong_penalty(length, limit=20_480, share=0.2, penalty=0.5)
+    np.testing.assert_allclose(got, [[0, 0, 0.125, 0.25, 0.5]], atol=1e-12)
+    # A share of 1: from the first token on.
+    got = overlong_penalty(np.array([[5, 10]]), limit=20, share=1.0, penalty=1.0)
+    np.testing.assert_allclose(got, [[0.25, 0.5]])
