@@ -330,7 +330,6 @@ VARIANTS = {
     "dapo": (Dapo(max_sampling_rounds=3), Uncorrected()),
     "reinforce++": (ReinforcePlusPlus(**ONE_CLIP), Uncorrected()),
     "reinforce++ baseline": (ReinforcePlusPlusBaseline(**ONE_CLIP), Uncorrected()),
-    "grpo, token": (Grpo(dual_clip=3.0, entropy_bonus=1e-4), TokenTis()),
     "gspo, masked sequence": (Gspo(), MaskedSequence()),
     "cispo, masked token": (Cispo(), MaskedToken()),
     "rloo, sequence": (Rloo(), SequenceTis()),
@@ -378,3 +377,34 @@ def test_an_update_makes_likelier_what_was_credited(objective, importance, engin
     gain = np.where(batch.is_target_BT, batch.weight_BT * batch.advantage_BT * (after - before), 0)
     for stream in Stream:
         assert gain[batch.stream_BT == stream].sum() > 0, stream
+
+
+def test_later_updates_keep_the_first_policy_as_old(engine, policy) -> None:
+    """The ratio of the second update is taken against the policy before the first, as the trainer
+    scored it; the weight against the sampler stays what it was."""
+    params, arch = policy
+    cfg = replace(
+        CFG,
+        objective=Grpo(dual_clip=3.0, entropy_bonus=1e-4),
+        importance=TokenTis(),
+        train=replace(CFG.train, updates_per_step=2),
+    )
+    batch = run(engine, policy, cfg).batch
+    off = np.where(batch.is_target_BT, batch.sampler_logprob_BT - 0.1, 0).astype(np.float32)
+    batch = batch.replace(sampler_logprob_BT=off)  # a sampler that is off by .1
+    step = make_train_step(cfg, arch, MESH)
+    abstract = abstract_state(cfg, arch, MESH)
+    with pytest.raises(ValueError, match="has no old_logprob"):
+        step.lower(abstract, None, batch)
+
+    scored = batch.replace(old_logprob_BT=scorer_of(CFG, arch)(params, batch))
+    program = compiled(step.lower(abstract, None, scored))
+    state = init_state(jax.tree.map(np.asarray, params), cfg, MESH)
+    state, first = program(state, None, scored)
+    _, second = program(state, None, scored)
+    assert first["policy/ratio"] == pytest.approx(1, abs=1e-6)
+    assert abs(second["policy/ratio"] - 1) > 1e-3
+    for metrics in (first, second):
+        assert metrics["importance/weight"] == pytest.approx(np.exp(0.1), rel=1e-5)
+    assert first["policy/clip_share"] == 0
+    assert second["policy/clip_share"] > 0
