@@ -100,6 +100,9 @@ class Corrections:
 
     anchors: tuple[Anchor, ...]
     attempts: tuple[str, ...]
+    is_retokenized: tuple[bool | None, ...]
+    """Whether each attempt is read again in other tokens than it was sampled in; None for those of
+    the buffer, which are kept as text."""
     answers: tuple[str | None, ...]
     """What the verifier read as the answer of each attempt; None where it found or kept none."""
     judged: Judged
@@ -281,15 +284,18 @@ def _correct(
     library: Library,
 ) -> Corrections:
     prompted, attempts, answers = [], [], []
+    is_retokenized: list[bool | None] = []
     samples = cfg.sampling.samples_per_prompt
     for anchor in chosen:
         if isinstance(anchor.source, Sampled):
             q, g = anchor.source.prompt, anchor.source.sample
             problem, attempt = base.prompted[q].problem, base.text[q][g]
             answers.append(base.verdicts[q][g].detail.get("answer"))
+            is_retokenized.append(engine.renderer.is_retokenized(base.completion_ids(q, g)))
         else:
             problem, attempt = library.problems[anchor.source.problem_id], anchor.source.text
             answers.append(None)
+            is_retokenized.append(None)
         attempts.append(attempt)
         prompted.append(
             Prompted(
@@ -309,6 +315,7 @@ def _correct(
     return Corrections(
         anchors=tuple(chosen),
         attempts=tuple(attempts),
+        is_retokenized=tuple(is_retokenized),
         answers=tuple(answers),
         judged=judged,
     )

@@ -15,6 +15,7 @@ import grain
 import jinja2
 import numpy as np
 
+from cipo_jax.chat import markers
 from cipo_jax.config import Prompts
 from cipo_jax.records import PromptBatch
 from cipo_jax.tasks.problem import Problem
@@ -57,9 +58,9 @@ class Renderer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast, cfg: Prompts) -> None:
         self._tokenizer = tokenizer
         self._cfg = cfg
-        special = {i: token for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special = markers(tokenizer)
         # Longest first, since one may begin another.
-        written = sorted((token.content for token in special.values()), key=len, reverse=True)
+        written = sorted(special.values(), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, written)) or r"(?!)")
         # Ordinary text may become the unknown token.
         self._special_ids = special.keys() - {tokenizer.unk_token_id}
@@ -118,6 +119,18 @@ class Renderer:
         # A template may have opened the block in the prompt, and the length limit may have left it
         # open at the end.
         return text.rpartition("</think>")[2].partition("<think>")[0].strip()
+
+    def is_retokenized(self, token_ids: Sequence[int]) -> bool:
+        """Whether the text of a completion, read again, is other tokens than were sampled.
+
+        A prompt that quotes it then shows the policy another sequence than it wrote: a tokenizer
+        reads a text in one way, but the policy may write it in many, and half a character or an id
+        without a text does not survive decoding at all. Markers, such as the end of the turn, are
+        left out.
+        """
+        written = [token for token in token_ids if token not in self._special_ids]
+        text = self._tokenizer.decode(written, clean_up_tokenization_spaces=False)
+        return self._tokenizer(text, add_special_tokens=False).input_ids != written
 
     # --- texts ---
 

@@ -92,6 +92,7 @@ def _of_corrections(corrections: Corrections | None) -> Metrics:
         "correction/retention",
         "correction/break_rate",
         "correction/copy_rate",
+        "correction/retokenized_share",
         "length/correction_mean",
         "length/correction_truncated_share",
     )
@@ -107,10 +108,17 @@ def _of_corrections(corrections: Corrections | None) -> Metrics:
         retention,
         None if retention is None else 1 - retention,
         _copy_rate(corrections),
+        _share(corrections.is_retokenized),
         float(judged.length_QG.mean()),
         _truncated_share(judged),
     )
     return dict(zip(names, figures, strict=True))
+
+
+def _share(known: Sequence[bool | None]) -> float | None:
+    """Of those that are not None."""
+    values = [x for x in known if x is not None]
+    return float(np.mean(values)) if values else None
 
 
 def _copy_rate(corrections: Corrections) -> float | None:

@@ -9,9 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from cipo_jax.chat import markers
 from cipo_jax.config import ModelSource, PretrainedModel, RandomModel
 from cipo_jax.model import gguf
 from cipo_jax.model.load import resolve
@@ -24,6 +26,19 @@ _CHAT_TEMPLATE = (
 )
 
 
+_PROBES = (
+    "Hello world",
+    "  two  spaces, then a trailing one ",
+    "x = [1, 2]\n    return x**2\n\n\n",
+    "\ttab\r\n",
+    "naïve café 世界 한글 🙂\u200d",
+    "e\u0301 ﬁ ① Å ▁ \x01",
+    "1234567 3.14",
+    "",
+)
+"""Texts on which a converted tokenizer must agree with the one that it was converted from."""
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
     """The model's tokenizer; for random weights, the byte-level one.
 
@@ -33,16 +48,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
     if isinstance(source, RandomModel):
         return byte_tokenizer()
     path = resolve(source.path)
-    if path.suffix == ".gguf":
-        tokenizer = gguf.tokenizer(path)
-    else:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"no tokenizer can be read from {path} ({str(error).splitlines()[0]}). Copy the "
-                "model's tokenizer.json and tokenizer_config.json into it."
-            ) from error
+    tokenizer = gguf.tokenizer(path) if path.suffix == ".gguf" else _of_folder(path)
     if not tokenizer.is_fast:
         raise ValueError(
             f"{source.path} has a {type(tokenizer).__name__} without a fast implementation. "
@@ -53,6 +59,43 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
             f"the tokenizer of {source.path} has no chat template, which prompts are rendered "
             "with. Use an instruction-tuned model, or put a chat_template.jinja into its folder."
         )
+    return tokenizer
+
+
+def _of_folder(path: Path) -> PreTrainedTokenizerFast:
+    file = path / "tokenizer.model"
+    if file.is_file() and not (path / "tokenizer.json").is_file():
+        return _of_sentencepiece(file)
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"no tokenizer can be read from {path} ({str(error).splitlines()[0]}). Copy the "
+            "model's tokenizer.json and tokenizer_config.json into it."
+        ) from error
+
+
+def _of_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a raw SentencePiece model, converted by transformers.
+
+    AutoTokenizer would convert by the rules of the model's family, whatever the file says, and give
+    other ids in silence where the two don't belong together. The general class follows the file;
+    that it does is held against the sentencepiece package itself.
+    """
+    try:
+        pieces = SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} is no SentencePiece model ({str(error).splitlines()[0]}); Llama 3 ships "
+            "another format under this name. Copy the model's tokenizer.json beside it."
+        ) from error
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
+    for text in _PROBES:
+        if tokenizer(text, add_special_tokens=False).input_ids != pieces.encode(text):
+            raise ValueError(
+                f"{file} can't be converted to a fast tokenizer: {text!r} becomes other tokens "
+                "than with the sentencepiece package. Copy the model's tokenizer.json beside it."
+            )
     return tokenizer
 
 
@@ -131,7 +174,7 @@ def _generation_config(source: ModelSource) -> dict[str, Any]:
 
 
 def _ends_of_turn(tokenizer: PreTrainedTokenizerFast) -> set[int]:
-    """The special token that follows an assistant's message in the chat template, if one does."""
+    """The marker that follows an assistant's message in the chat template, if one does."""
     if not tokenizer.chat_template:
         return set()
     content = "The answer of the assistant"
@@ -140,7 +183,9 @@ def _ends_of_turn(tokenizer: PreTrainedTokenizerFast) -> set[int]:
         tokenize=False,
     )
     after = tokenizer.encode(text.rpartition(content)[2], add_special_tokens=False)
-    return set(after[:1]) & set(tokenizer.added_tokens_decoder)
+    # SentencePiece may put a space before a text.
+    visible = [token for token in after if tokenizer.decode([token]).strip()]
+    return set(visible[:1]) & markers(tokenizer).keys()
 
 
 def _byte_letters() -> list[str]:

@@ -16,6 +16,7 @@ ROOMS = [
     "records",
     "verify",
     "tasks",
+    "chat",
     "prompts",
     "sharding",
     "model",

@@ -36,6 +36,7 @@ LOGGED = {
     "correction/retention",
     "correction/break_rate",
     "correction/copy_rate",
+    "correction/retokenized_share",
     "anchors/ratio_target",
     "anchors/ratio_realised",
     "anchors/count",
