@@ -21,15 +21,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cipo_jax import policy, run_folder, step_metrics
+from cipo_jax import parity, policy, run_folder, step_metrics
 from cipo_jax.checkpoint import Checkpoints
-from cipo_jax.config import Config
+from cipo_jax.config import Config, ParityStop
 from cipo_jax.evaluate.heldout import evaluate
 from cipo_jax.iteration import HostState, Iteration, Library, iterate
 from cipo_jax.log import RunLog
 from cipo_jax.model.load import load_model
 from cipo_jax.model.transformer import Params
 from cipo_jax.prompts import ProblemStream, Renderer
+from cipo_jax.records import Batch
 from cipo_jax.report.comparison import print_comparison
 from cipo_jax.report.plot import plot
 from cipo_jax.rollout import Engine
@@ -89,7 +90,10 @@ class Setup:
     held_out: tuple[Problem, ...]
     library: Library
     train_step: TrainStep
+    gated_step: TrainStep
+    """The same, but one that trips parity is not applied."""
     scorer: Scorer
+    float32_scorer: Scorer
     frozen: Params | None
 
 
@@ -119,6 +123,7 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
       ValueError: something in the configuration, the model or the data does not fit; says what.
       NoValidSamplesError: every verdict of a step is unknown.
       DivergedError: the loss is not finite. Checkpoints hold the last good state.
+      ParityError: parity tripped, and parity.kind is stop.
     """
     if jax.process_count() > 1:
         raise ValueError(
@@ -150,7 +155,7 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
                 _evaluate(setup, state, done, folder, log)
                 if interrupt.requested:
                     break
-            state = _step(setup, state, done, log)
+            state = _step(setup, state, done, folder, log)
             done += 1
             if done % cfg.checkpoint.every == 0 or done == cfg.train.steps:
                 checkpoints.save(done, state.train, state.host_json())
@@ -201,6 +206,8 @@ def _set_up(
         held_out=tasks.held_out[: cfg.evaluation.problems],
         library=Library.of(tasks.train),
         train_step=make_train_step(cfg, arch, mesh),
+        gated_step=make_train_step(cfg, arch, mesh, is_gated=True),
+        float32_scorer=make_scorer(_in_float32(cfg), arch, mesh),
         scorer=make_scorer(cfg, arch, mesh),
         frozen=frozen,
     )
@@ -220,29 +227,27 @@ def _set_up(
     return setup, RunState(train=train_state, host=host, stream=stream)
 
 
-def _step(setup: Setup, state: RunState, step: int, log: RunLog) -> RunState:
+def _step(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -> RunState:
     """One step: both streams, the updates on them, and their place in the log."""
     cfg = setup.cfg
     start = time.perf_counter()
+    cursor = state.stream.state()
     weights = policy.weights(state.train.params, setup.frozen, cfg)
-    reference = policy.reference(setup.frozen, cfg)
-    iteration = iterate(
-        setup.engine,
-        weights,
-        state.stream,
-        state.host,
-        step,
-        cfg=cfg,
-        library=setup.library,
-        score_reference=None if reference is None else partial(setup.scorer, reference),
-    )
+    iteration = _sample(setup, weights, state, step)
     batch = iteration.batch
     sampled = time.perf_counter()
     if cfg.has_old_logprob:
         batch = dataclasses.replace(batch, old_logprob_BT=setup.scorer(weights, batch))
     train_state, updates = state.train, []
-    for _ in range(cfg.train.updates_per_step):
-        train_state, metrics = setup.train_step(train_state, setup.frozen, batch)
+    is_gated = parity.has_room(folder, cfg)
+    for index in range(cfg.train.updates_per_step):
+        update = setup.gated_step if is_gated else setup.train_step
+        train_state, metrics = update(train_state, setup.frozen, batch)
+        if is_gated and index == 0 and metrics["parity/tripped"]:
+            # Not applied: the parameters are still those that sampled.
+            state.stream.restore(cursor)
+            _look_into_parity(setup, train_state, state, step, batch, metrics, folder, log)
+            train_state, metrics = setup.train_step(train_state, setup.frozen, batch)
         updates.append(jax.device_get(metrics))
         if not updates[-1]["grad/is_finite"]:
             raise DivergedError(_divergence(step, iteration, updates[-1]))
@@ -264,6 +269,64 @@ def _step(setup: Setup, state: RunState, step: int, log: RunLog) -> RunState:
     if every and step % every == 0:
         log.rollouts(step + 1, rollout_rows(iteration, step + 1, setup.tokenizer.decode))
     return RunState(train=train_state, host=iteration.state, stream=state.stream)
+
+
+def _sample(setup: Setup, weights: Params, state: RunState, step: int) -> Iteration:
+    """Both streams of a step, from where the data cursor stands."""
+    reference = policy.reference(setup.frozen, setup.cfg)
+    return iterate(
+        setup.engine,
+        weights,
+        state.stream,
+        state.host,
+        step,
+        cfg=setup.cfg,
+        library=setup.library,
+        score_reference=None if reference is None else partial(setup.scorer, reference),
+    )
+
+
+def _look_into_parity(
+    setup: Setup,
+    train_state: TrainState,
+    state: RunState,
+    step: int,
+    batch: Batch,
+    metrics: Mapping[str, Any],
+    folder: Path,
+    log: RunLog,
+) -> None:
+    """Store the evidence, and warn or end the run."""
+    cfg = setup.cfg
+    weights = policy.weights(train_state.params, setup.frozen, cfg)
+    path, split = parity.write_bundle(
+        folder,
+        step + 1,
+        cfg=cfg,
+        batch=batch,
+        scores=parity.Scores(
+            rescored_BT=jax.device_get(setup.scorer(weights, batch)),
+            float32_BT=jax.device_get(setup.float32_scorer(weights, batch)),
+            resampled=_sample(setup, weights, state, step).batch,
+        ),
+        logged={name: float(metrics[f"parity/logprob_abs_{name}"]) for name in ("mean", "max")},
+        devices=_devices(setup.engine.mesh),
+    )
+    found = (
+        f"step {step + 1}: the trainer's log-probs are not the sampler's (parity.kind is "
+        f"{cfg.parity.kind}). {split}\nevidence: {path}"
+    )
+    if isinstance(cfg.parity, ParityStop):
+        raise parity.ParityError(
+            f"{found}\nThe update was not applied. Mend the cause, or go on with another "
+            "parity.kind."
+        )
+    log.message(found)
+
+
+def _in_float32(cfg: Config) -> Config:
+    train = dataclasses.replace(cfg.train, compute_dtype="float32")
+    return dataclasses.replace(cfg, train=train)
 
 
 def check_divisible(cfg: Config, mesh: Mesh) -> None:

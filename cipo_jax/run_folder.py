@@ -105,7 +105,10 @@ def breaking_changes(folder: Path, cfg: Config) -> list[Change]:
     # More steps change nothing that comes before, unless the learning rate is planned over them.
     harmless: tuple[str, ...] = HARMLESS
     if cfg.optimizer.schedule == "constant":
-        harmless = (*HARMLESS, "train.steps")
+        harmless = (*harmless, "train.steps")
+    # Only a mask changes what is trained on; the others watch.
+    if "mask" not in (before["parity.kind"], now["parity.kind"]):
+        harmless = (*harmless, "parity.")
     return [
         (name, before.get(name), now.get(name))
         for name in sorted(before.keys() | now.keys())

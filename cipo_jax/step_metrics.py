@@ -7,12 +7,14 @@ becomes null, never 0: a zero would be averaged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from cipo_jax.config import Config, Uncorrected
 from cipo_jax.credit import num_mixed
 from cipo_jax.iteration import Corrections, Iteration
+from cipo_jax.method.gaps import BUCKETS, Gaps
 from cipo_jax.method.mix import packing
 from cipo_jax.rollout import Judged
 from cipo_jax.verify.verdict import Status
@@ -45,13 +47,15 @@ def of_iteration(iteration: Iteration, cfg: Config) -> Metrics:
     }
 
 
-def of_updates(
-    updates: Sequence[Mapping[str, np.ndarray]], iteration: Iteration, cfg: Config
-) -> Metrics:
+def of_updates(updates: Sequence[Mapping[str, Any]], iteration: Iteration, cfg: Config) -> Metrics:
     """The train step's own metrics: those of the step's last update, but the parity of its first,
     which alone compares the sampler's policy with itself."""
-    last = {name: float(value) for name, value in updates[-1].items() if name != "grad/is_finite"}
-    first = updates[0]
+    scalars = [
+        {name: float(value) for name, value in update.items() if not isinstance(value, Gaps)}
+        for update in updates
+    ]
+    last, first = scalars[-1], scalars[0]
+    del last["grad/is_finite"]
     undefined = set() if cfg.kl.is_in_loss else {"loss/kl"}
     if iteration.corrections is None or cfg.correction_weight == 0:
         undefined.add("loss/correction")
@@ -59,9 +63,22 @@ def of_updates(
         undefined |= {name for name in last if name.startswith("importance/")}
     return {
         **last,
-        **{name: float(first[name]) for name in first if name.startswith("parity/")},
+        **{name: value for name, value in first.items() if name.startswith("parity/")},
+        **of_gaps(updates[0]["parity/gaps"]),
         **dict.fromkeys(undefined),
     }
+
+
+def of_gaps(gaps: Gaps) -> Metrics:
+    """Mean and largest gap between trainer and sampler, nats, in each bucket of `gaps.BUCKETS`."""
+    figures: Metrics = {}
+    columns = zip(BUCKETS, gaps.count, gaps.total, gaps.largest, strict=True)
+    for bucket, count, total, largest in columns:
+        if bucket == "all":  # is there under a name of its own
+            continue
+        figures[f"parity/mean/{bucket}"] = float(total / count) if count else None
+        figures[f"parity/max/{bucket}"] = float(largest) if count else None
+    return figures
 
 
 def of_time(iteration: Iteration, *, num_updates: int, train_s: float, step_s: float) -> Metrics:

@@ -25,9 +25,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
 from cipo_jax import policy
-from cipo_jax.config import Config
+from cipo_jax.config import Config, ParityMask
 from cipo_jax.logprobs import token_logprobs
-from cipo_jax.method.losses import Sums, joint_loss, largest_parity_gap, policy_loss
+from cipo_jax.method import gaps
+from cipo_jax.method.gaps import Gaps
+from cipo_jax.method.losses import Sums, joint_loss, policy_loss
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, hidden_states
 from cipo_jax.optim import learning_rate, make_optimizer, opt_state_shardings
@@ -42,7 +44,7 @@ from cipo_jax.sharding import (
     shardings_of,
 )
 
-Metrics = dict[str, Float32[Array, ""]]
+Metrics = dict[str, Float32[Array, ""] | Gaps]
 TrainStep = Callable[["TrainState", Params | None, Batch], tuple["TrainState", Metrics]]
 
 
@@ -62,7 +64,8 @@ class Accumulated:
     grads: Trainable
     loss_by_stream: Float32[Array, "2"]
     sums: Sums
-    parity_max: Float32[Array, ""]
+    gaps: Gaps
+    num_masked: Float32[Array, ""]
 
 
 def init_state(params: Trainable, cfg: Config, mesh: Mesh) -> TrainState:
@@ -99,7 +102,9 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     )
 
 
-def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
+def make_train_step(
+    cfg: Config, arch: Architecture, mesh: Mesh, *, is_gated: bool = False
+) -> TrainStep:
     """The jitted update `step(state, frozen, batch) -> (state, metrics)`.
 
         gradient = sum over microbatches of d/dw [loss(base) + correction.weight * loss(correction)]
@@ -110,6 +115,11 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
     use (`batch.num_rows`), by a loop whose trip count is data: one program serves any fill of the
     batch. What rows from `num_rows` on and padding hold is never read.
 
+    With `parity.kind` mask, completions whose gap is beyond the limits are left out.
+
+    Args:
+      is_gated: leave the state as it is where parity trips on the first update of a step: the
+        parameters that sampled the batch are then still there to look for the cause with.
     Args of the step:
       state: from `init_state` or a checkpoint of this mesh.
       frozen: the reference policy where everything is trained and kl.weight is positive; the base
@@ -122,7 +132,10 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
       grad/norm: global norm before clipping. grad/is_finite: 0 where no update was applied.
       policy/entropy, policy/clip_share, policy/ratio: means over trained tokens; so are
         importance/weight and importance/bounded_share, 1 and 0 without importance correction.
-      parity/logprob_abs_mean, parity/logprob_abs_max: |trainer - sampler log-prob|, nats.
+      parity/logprob_abs_mean, parity/logprob_abs_max: |trainer - sampler log-prob|, nats, over all
+        sampled tokens of the batch, also where they are masked. parity/gaps: the same by bucket,
+        a `Gaps`. parity/tripped: 1 where they are beyond the limits of `parity`.
+        parity/masked_share: of tokens, left out by `parity.kind` mask.
       optimizer/learning_rate: rate of this update. train/tokens: trained tokens.
     Means are NaN without trained tokens.
     Raises: ValueError at the first call for a shape that breaks these rules.
@@ -145,13 +158,19 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
             updated = TrainState(
                 optax.apply_updates(state.params, updates), opt_state, state.step + 1
             )
-            state = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), updated, state)
+            is_beyond = gaps.is_beyond(accumulated.gaps, accumulated.num_masked, parity=cfg.parity)
+            is_applied = is_finite
+            if is_gated:
+                is_first = state.step % cfg.train.updates_per_step == 0
+                is_applied &= ~(is_beyond & is_first)
+            state = jax.tree.map(lambda new, old: jnp.where(is_applied, new, old), updated, state)
         return state, {
             **_metrics(accumulated),
             "loss/total": loss,
             "grad/norm": norm,
             "grad/is_finite": is_finite.astype(jnp.float32),
             "optimizer/learning_rate": rate,
+            "parity/tripped": is_beyond.astype(jnp.float32),
         }
 
     return jax.jit(
@@ -161,6 +180,10 @@ def make_train_step(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainStep:
         out_shardings=(layout, NamedSharding(mesh, PartitionSpec())),
         donate_argnames="state",
     )
+
+
+_Found = tuple[Array, Sums, Gaps, Array]
+"""Loss by stream, sums, gaps and number of masked tokens of one microbatch."""
 
 
 def _accumulate(
@@ -175,7 +198,7 @@ def _accumulate(
     """Loss, gradients and metric sums of the rows in use, one microbatch at a time."""
     reference = policy.reference(frozen, cfg) if cfg.kl.is_in_loss else None
 
-    def loss(trainable: Trainable, rows: Batch) -> tuple[Array, tuple[Array, Sums, Array]]:
+    def loss(trainable: Trainable, rows: Batch) -> tuple[Array, _Found]:
         params = policy.weights(trainable, frozen, cfg)
         logprob_BT, entropy_BT = row_logprobs(params, rows, cfg=cfg, arch=arch)
         reference_logprob_BT = None
@@ -183,6 +206,11 @@ def _accumulate(
             with jax.named_scope("reference"):
                 scored_BT, _ = row_logprobs(reference, rows, cfg=cfg, arch=arch)
                 reference_logprob_BT = jax.lax.stop_gradient(scored_BT)
+        with jax.named_scope("parity"):
+            found = gaps.measure(logprob_BT, rows)
+            num_masked = jnp.float32(0)
+            if isinstance(cfg.parity, ParityMask):
+                rows, num_masked = gaps.mask_outliers(logprob_BT, rows, parity=cfg.parity)
         loss_by_stream, sums = policy_loss(
             logprob_BT,
             entropy_BT,
@@ -192,34 +220,35 @@ def _accumulate(
             kl=cfg.kl,
             importance=cfg.importance,
         )
-        parity_max = largest_parity_gap(logprob_BT, rows)
         joint = joint_loss(loss_by_stream, correction_weight=cfg.correction_weight)
-        return joint, (loss_by_stream, sums, parity_max)
+        return joint, (loss_by_stream, sums, found, num_masked)
 
     def add(index: Array, so_far: Accumulated) -> Accumulated:
         rows = jax.tree.map(lambda x: x[index], microbatches)
-        (_, (loss_by_stream, sums, parity_max)), grads = jax.value_and_grad(loss, has_aux=True)(
-            trainable, rows
-        )
+        (_, (loss_by_stream, sums, found, num_masked)), grads = jax.value_and_grad(
+            loss, has_aux=True
+        )(trainable, rows)
         grads = jax.tree.map(jnp.add, so_far.grads, grads)
         return Accumulated(
             grads=jax.lax.with_sharding_constraint(grads, grad_shardings),
             loss_by_stream=so_far.loss_by_stream + loss_by_stream,
             sums=jax.tree.map(jnp.add, so_far.sums, sums),
-            parity_max=jnp.maximum(so_far.parity_max, parity_max),
+            gaps=so_far.gaps + found,
+            num_masked=so_far.num_masked + num_masked,
         )
 
     rows_per_microbatch = cfg.train.rows_per_microbatch
     microbatches = microbatches_of(batch, rows_per_microbatch)
     first = jax.tree.map(lambda x: x[0], microbatches)
-    _, (_, sums, _) = jax.eval_shape(loss, trainable, first)
+    _, (_, sums, _, _) = jax.eval_shape(loss, trainable, first)
     nothing = Accumulated(
         grads=jax.lax.with_sharding_constraint(
             jax.tree.map(jnp.zeros_like, trainable), grad_shardings
         ),
         loss_by_stream=jnp.zeros(len(Stream)),
         sums=jax.tree.map(lambda _: jnp.float32(0), sums),
-        parity_max=jnp.float32(0),
+        gaps=Gaps.none(),
+        num_masked=jnp.float32(0),
     )
     num_microbatches = -(-batch.num_rows // rows_per_microbatch)
     return jax.lax.fori_loop(0, num_microbatches, add, nothing)
@@ -288,7 +317,9 @@ def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:
 
 def _metrics(accumulated: Accumulated) -> Metrics:
     means = {name: total / count for name, (total, count) in accumulated.sums.items()}
-    _, num_tokens = accumulated.sums["parity/mean"]
+    _, num_tokens = accumulated.sums["policy/entropy"]
+    found = accumulated.gaps
+    num_sampled = found.count[0]
     return {
         "loss/base": accumulated.loss_by_stream[Stream.BASE],
         "loss/correction": accumulated.loss_by_stream[Stream.CORRECTION],
@@ -298,8 +329,10 @@ def _metrics(accumulated: Accumulated) -> Metrics:
         "policy/ratio": means["policy/ratio"],
         "importance/weight": means["importance/weight"],
         "importance/bounded_share": means["importance/bounded_share"],
-        "parity/logprob_abs_mean": means["parity/mean"],
-        "parity/logprob_abs_max": accumulated.parity_max,
+        "parity/logprob_abs_mean": found.total[0] / num_sampled,
+        "parity/logprob_abs_max": found.largest[0],
+        "parity/gaps": found,
+        "parity/masked_share": accumulated.num_masked / num_sampled,
         "train/tokens": num_tokens,
     }
 

@@ -30,6 +30,7 @@ ROOMS = [
     "train_step",
     "score",
     "log",
+    "parity",
     "rollout",
     "credit",
     "iteration",

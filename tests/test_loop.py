@@ -232,6 +232,59 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_pa
     assert all(np.isfinite(x).all() for x in final_parameters(tmp_path))
 
 
+FAULT = """
+import sys
+from cipo_jax import cli, iteration
+roll_out = iteration.roll_out
+def at_another_temperature(*args, temperature, **kwargs):
+    return roll_out(*args, temperature=0.5 * temperature, **kwargs)
+iteration.roll_out = at_another_temperature
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_sampler_at_another_temperature_trips_parity(unbroken: Path, tmp_path: Path) -> None:
+    """With the fault put in, `stop` ends the run before the first update, with the evidence; `warn`
+    says so, and trains as if nothing had been asked."""
+
+    def run(kind: str) -> subprocess.CompletedProcess:
+        arguments = command(
+            tmp_path / kind,
+            "--train.steps",
+            "1",
+            "--parity.kind",
+            kind,
+            "--evaluation.problems",
+            "2",
+        )[3:]
+        return subprocess.run(
+            [sys.executable, "-c", FAULT, *arguments],
+            cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+
+    stopped, warned, unwatched = run("stop"), run("warn"), run("off")
+    assert stopped.returncode == 2
+    assert "cause: everywhere" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    record = json.loads((tmp_path / "stop" / "parity" / "step_000001" / "record.json").read_text())
+    assert record["gaps"]["sampled again"]["max"] == 0
+    assert record["gaps"]["learning rate 0"]["mean"] > record["parity"]["mean_nats"]
+    assert not list((tmp_path / "stop" / "checkpoints").glob("[0-9]*"))
+    assert warned.returncode == unwatched.returncode == 0
+    assert "cause: everywhere" in warned.stdout
+    assert metrics(tmp_path / "warn")[0]["parity/tripped"] == 1
+    assert (tmp_path / "warn" / "parity" / "step_000001").is_dir()
+    assert not (tmp_path / "off" / "parity").exists()
+    for x, y in zip(
+        final_parameters(tmp_path / "warn"), final_parameters(tmp_path / "off"), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+    # The control: a run without the fault does not trip, under the same limits.
+    assert all(line["parity/tripped"] == 0 for line in metrics(unbroken))
+    assert all(line["parity/max/last"] < 1e-4 for line in metrics(unbroken))
+    assert not (unbroken / "parity").exists()
+
+
 def test_verdicts_that_are_all_unknown_stop_the_run(tmp_path: Path) -> None:
     """A deadline that no computer-algebra judgement can meet makes every verdict unknown."""
     data = tmp_path / "problems.jsonl"

@@ -31,6 +31,7 @@ SETTINGS = [
     "--train.steps", str(STEPS), "--checkpoint.every", "1", "--log.tensorboard", "false",
     "--train.prompts-per-step", "4", "--train.rows-per-microbatch", "1", "--train.remat", "none",
     "--sampling.prompts-per-call", "4", "--correction.anchor-source", "buffer",
+    "--correction.drop-truncated-anchors", "false",
     "--evaluation.every", "20", "--evaluation.problems", "4", "--evaluation.prompts-per-call", "4",
 ]  # fmt: skip
 

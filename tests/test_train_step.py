@@ -21,6 +21,7 @@ from cipo_jax.method.losses import joint_loss, policy_loss
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import hidden_states, init
 from cipo_jax.records import Stream
+from cipo_jax.score import make_scorer
 from cipo_jax.sharding import make_mesh
 from cipo_jax.train_step import abstract_state, init_state, make_train_step
 
@@ -30,7 +31,7 @@ ONE = config.Mesh(data=1, fsdp=1, tensor=1)
 
 
 def make_config(
-    *, kl=0.0, correction_weight=0.5, temperature=0.7, optimizer=None, **train
+    *, kl=0.0, correction_weight=0.5, temperature=0.7, optimizer=None, parity=None, **train
 ) -> Config:
     smooth = {"learning_rate": 0.1, "max_grad_norm": 1e9}
     optimizer = optimizer or {}
@@ -48,6 +49,7 @@ def make_config(
         optimizer=variant(**(smooth | optimizer)),
         train=config.Train(row_tokens=TOKENS, compute_dtype="float32", **train),
         kl=config.Kl(weight=kl),
+        parity=parity or config.ParityOff(),
     )
 
 
@@ -69,13 +71,13 @@ def batch():
 
 
 @functools.cache
-def compiled(cfg, sizes=ONE):
+def compiled(cfg, sizes=ONE, *, is_gated=False):
     """The update, compiled once per configuration and mesh for all tests, without the optimisations
     of machine code, which take most of the compile time."""
     mesh = mesh_of(sizes)
     state = abstract_state(cfg, ARCH, mesh)
     rows = random_batch(ROWS, TOKENS, vocab_size=ARCH.vocab_size)
-    step = make_train_step(cfg, ARCH, mesh).lower(
+    step = make_train_step(cfg, ARCH, mesh, is_gated=is_gated).lower(
         state, state.params if cfg.kl.weight else None, rows
     )
     return step.compile(compiler_options={"xla_backend_optimization_level": 0})
@@ -301,6 +303,55 @@ def test_the_vocabulary_crosses_the_mesh_once():
 
     assert len(re.findall(r"= .* all-reduce\(", text)) > 1  # the pattern finds something
     assert (count("all-gather"), count("all-reduce")) == (1, 1)
+
+
+def test_a_gated_step_that_trips_is_not_applied(params, batch):
+    """And a step that does not trip is the very step without a gate."""
+    # The sampler's log-probs of this batch are random numbers: the largest gap is some nats.
+    narrow = make_config(parity=config.ParityWarn(max_nats=0.1))
+    before = init_state(params, narrow, mesh_of(ONE))
+    expected = jax.tree.map(np.asarray, before)
+    state, metrics = compiled(narrow, is_gated=True)(before, None, batch)
+    assert metrics["parity/tripped"] == metrics["grad/is_finite"] == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state), expected)
+
+    wide = make_config(parity=config.ParityWarn(mean_nats=50.0, max_nats=50.0))
+    gated, metrics = compiled(wide, is_gated=True)(state, None, batch)
+    assert metrics["parity/tripped"] == 0
+    free, metrics = compiled(narrow)(init_state(params, narrow, mesh_of(ONE)), None, batch)
+    assert metrics["parity/tripped"] == 1
+    jax.tree.map(np.testing.assert_array_equal, gated, free)
+    assert free.step == 1
+
+
+def test_a_masked_completion_is_one_without_an_advantage(update, params, batch, whole):
+    """It leaves the loss and stays in the denominators; metrics of the policy leave it out, those
+    of parity don't."""
+    limit = 1.5 * float(whole[2]["parity/logprob_abs_mean"])
+    cfg = make_config(parity=config.ParityMask(mean_nats=limit, max_nats=50.0))
+    masked = update(cfg, batch)
+    share = float(masked[2]["parity/masked_share"])
+    assert 0.01 < share < 0.5
+    assert masked[2]["parity/tripped"] == 1
+    assert masked[2]["train/tokens"] == round((1 - share) * whole[2]["train/tokens"])
+    assert gap(masked[2]["parity/gaps"], whole[2]["parity/gaps"]) < 1e-6
+
+    # Which ones, from the log-probs of one completion at a time.
+    scorer = make_scorer(make_config(), ARCH, mesh_of(ONE))
+    logprob_BT = np.array(scorer(jax.tree.map(jnp.asarray, params), batch))
+    advantage_BT = np.array(batch.advantage_BT)
+    for row in range(int(batch.num_rows)):
+        targets = batch.is_target_BT[row]
+        for segment in np.unique(batch.segment_BT[row][targets]):
+            here = (row, batch.segment_BT[row] == segment)
+            if np.abs(logprob_BT - batch.sampler_logprob_BT)[here].mean() > limit:
+                advantage_BT[here] = 0
+    without = update(make_config(), batch.replace(advantage_BT=advantage_BT))
+    assert gap(masked[0], without[0]) < 1e-6
+    assert gap(masked[0], whole[0]) > 1e-2  # control: the mask did something
+
+    split = update(make_config(parity=cfg.parity, rows_per_microbatch=2), batch)
+    assert gap(split, masked) < 1e-6
 
 
 def test_zero_advantage_is_zero_gradient(update, params, batch):

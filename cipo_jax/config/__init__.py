@@ -46,6 +46,7 @@ from cipo_jax.config.objective import (
     ReinforcePlusPlusBaseline,
     Rloo,
 )
+from cipo_jax.config.parity import Parity, ParityMask, ParityOff, ParityStop, ParityWarn
 from cipo_jax.config.require import require
 from cipo_jax.config.sampling import Prompts, Sampling
 from cipo_jax.config.storage import Checkpoint, Log
@@ -89,6 +90,11 @@ __all__ = [
     "NoAdapter",
     "Objective",
     "Optimizer",
+    "Parity",
+    "ParityMask",
+    "ParityOff",
+    "ParityStop",
+    "ParityWarn",
     "Preference",
     "PretrainedModel",
     "Projection",
@@ -126,6 +132,7 @@ class Config:
     objective: Objective = field(default_factory=Grpo)
     kl: Kl = field(default_factory=Kl)
     importance: Importance = field(default_factory=Uncorrected)
+    parity: Parity = field(default_factory=ParityWarn)
     optimizer: Optimizer = field(default_factory=AdamW)
     train: Train = field(default_factory=Train)
     mesh: Mesh = field(default_factory=Mesh)
@@ -148,6 +155,13 @@ class Config:
             "that shares one anchor the rewards {1, -lambda_r} are a positive affine image of "
             "{1, 0}, and standardising removes it. Use 'raw_std', or set correction.risk_penalty "
             "to 0.",
+        )
+        require(
+            not (isinstance(self.parity, ParityMask) and self.train.updates_per_step > 1),
+            f"parity.kind is mask, and train.updates_per_step is {self.train.updates_per_step}: "
+            "from the second update on the policies differ by the updates before, and the mask "
+            "would be another at each of them. Use one update per step, parity.kind stop, or "
+            "importance.kind masked_sequence.",
         )
 
     @property

@@ -86,7 +86,6 @@ def policy_loss(
         "policy/ratio": bounded_exp(logprob_BT - old_logprob_BT),
         "importance/weight": q_BT,
         "importance/bounded_share": is_bounded_BT.astype(jnp.float32),
-        "parity/mean": jnp.abs(logprob_BT - batch.sampler_logprob_BT),
     }
     if objective.entropy_bonus > 0:
         cost_BT = cost_BT - objective.entropy_bonus * entropy_BT
@@ -119,17 +118,6 @@ def joint_loss(
     mean the same whatever it is.
     """
     return loss_by_stream[Stream.BASE] + correction_weight * loss_by_stream[Stream.CORRECTION]
-
-
-def largest_parity_gap(logprob_BT: Float[Array, "B T"], batch: Batch) -> Float32[Array, ""]:
-    """The largest |logprob - sampler_logprob| over the targets, nats; 0 without targets.
-
-    On the first update after sampling the two are the same law, computed by two programs: what is
-    left is the error of the arithmetic, or a bug. A maximum, so merge it over microbatches by
-    `jnp.maximum`, not by addition.
-    """
-    gap_BT = jnp.abs(logprob_BT - batch.sampler_logprob_BT)
-    return jnp.max(_at_targets(gap_BT, batch.is_target_BT), initial=0.0)
 
 
 def divergence(log_gap_BT: Float[Array, "B T"], *, estimator: str) -> Float[Array, "B T"]:
