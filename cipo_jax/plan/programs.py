@@ -1,0 +1,214 @@
+"""Every program of a run, in the order in which a step runs them, with abstract arguments.
+
+A program's arguments may be another's results, and how those lie over the mesh is known once that
+other program is compiled. So `programs` is a generator: it is sent the results of each program that
+it yields, or None where that one could not be compiled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Hashable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from cipo_jax import policy
+from cipo_jax.config import Config
+from cipo_jax.evaluate import heldout
+from cipo_jax.iteration import base_shape, correction_shape
+from cipo_jax.method.mix import abstract_batch, max_rows
+from cipo_jax.model import transformer
+from cipo_jax.model.presets import Architecture
+from cipo_jax.model.transformer import Params
+from cipo_jax.plan.flops import LoopTrips, run_once
+from cipo_jax.prompts import pad_prompts
+from cipo_jax.rollout import Shape
+from cipo_jax.sampler.decode import complete
+from cipo_jax.sampler.prefill import read_prompts
+from cipo_jax.sharding import ACTIVATION_RULES, PARAM_RULES, shardings_of
+from cipo_jax.train_step import abstract_state, make_train_step
+
+Phase = Literal["sample", "correct", "train", "evaluate"]
+
+TRAINED = "trained parameters"
+OPTIMIZER = "optimizer state"
+FROZEN = "frozen parameters"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """One compiled program, and what it does to what lies in the devices' memory."""
+
+    phase: Phase
+    name: str
+    function: Any
+    """Jitted."""
+    args: tuple[Any, ...]
+    host_args: tuple[int, ...] = ()
+    """Positions of arguments that come from the host for this call alone."""
+    static: dict[str, Any] = field(default_factory=dict)
+    trips: LoopTrips = run_once
+    at_once: int = 1
+    """How often it runs with all its results kept: once per layer, for the layers of a model."""
+    per_step: int = 1
+    """Calls in a step of training; for an evaluation, in all of it."""
+    makes: str | None = None
+    """Name of its results, where they stay in memory."""
+    frees: tuple[str, ...] = ()
+    """Names of what is dropped after it."""
+
+    @property
+    def key(self) -> Hashable:
+        """The same for programs that compile to the same."""
+        leaves, structure = jax.tree.flatten(self.args)
+        described = ((x.shape, str(x.dtype), getattr(x, "sharding", None)) for x in leaves)
+        return self.function, tuple(self.static.items()), structure, tuple(described)
+
+
+Programs = Generator[Program, Any, None]
+
+
+def resident(cfg: Config, arch: Architecture, mesh: Mesh) -> dict[str, Any]:
+    """What lies in memory from the start of a run to its end, by name, as trees of
+    `jax.ShapeDtypeStruct` with shardings."""
+    state = abstract_state(cfg, arch, mesh)
+    frozen = policy.abstract_frozen(cfg, arch, mesh)
+    held = {TRAINED: state.params, OPTIMIZER: state.opt_state, FROZEN: frozen}
+    return {name: tree for name, tree in held.items() if tree is not None}
+
+
+def programs(
+    cfg: Config, arch: Architecture, mesh: Mesh, phases: Sequence[Phase] | None = None
+) -> Programs:
+    """The programs of a step, then those of an evaluation, which runs between steps.
+
+    Lengths are those of a run in which every completion takes all the tokens that it may.
+
+    Args:
+      phases: only these; all where not given.
+    """
+    state = abstract_state(cfg, arch, mesh)
+    frozen = policy.abstract_frozen(cfg, arch, mesh)
+    weights = policy.weights(state.params, frozen, cfg)
+    sampler = partial(_sampler_call, weights, cfg=cfg, arch=arch, mesh=mesh)
+
+    def wanted(phase: Phase) -> bool:
+        return phases is None or phase in phases
+
+    if wanted("sample"):
+        yield from sampler("sample", "", base_shape(cfg), cfg.train.prompts_per_step)
+    if wanted("correct") and cfg.has_correction:
+        yield from sampler("correct", "", correction_shape(cfg), cfg.num_anchors)
+    if wanted("train"):
+        num_microbatches = max_rows(cfg) // cfg.train.rows_per_microbatch
+        yield Program(
+            phase="train",
+            name="train step",
+            function=_train_step(cfg, arch, mesh),
+            args=(state, frozen, _placed(abstract_batch(cfg), mesh)),
+            host_args=(2,),
+            trips=lambda loops: [num_microbatches] * len(loops),
+            per_step=cfg.train.updates_per_step,
+        )
+    if wanted("evaluate"):
+        problems = cfg.evaluation.problems
+        shapes = heldout.Shapes.of(cfg, problems)
+        yield from sampler("evaluate", "greedy ", shapes.greedy, problems)
+        yield from sampler("evaluate", "sampled ", shapes.sampled, problems)
+        yield from sampler("evaluate", "corrected ", shapes.corrected, problems)
+
+
+def _sampler_call(
+    weights: Params,
+    phase: Phase,
+    prefix: str,
+    shape: Shape,
+    num_prompts: int,
+    *,
+    cfg: Config,
+    arch: Architecture,
+    mesh: Mesh,
+) -> Programs:
+    """The programs of one call of `sampler.sample`, as often as `num_prompts` prompts need it."""
+    dtype = jnp.dtype(cfg.train.compute_dtype)
+    prompts = _placed(
+        pad_prompts([], [], length=shape.prompt_tokens, num_prompts=shape.num_prompts), mesh
+    )
+    waves = math.ceil(num_prompts / shape.num_prompts)
+    program = partial(Program, phase=phase, per_step=waves)
+    stacked, layers, caches = "stacked prompt cache", "unstacked layers", "prompt cache"
+    read = yield program(
+        name=f"{prefix}prefill",
+        function=read_prompts,
+        args=(weights, prompts),
+        host_args=(1,),
+        static={"arch": arch, "compute_dtype": dtype},
+        makes=stacked,
+    )
+    unstack = partial(
+        program, function=transformer._layer, static={"dtype": dtype}, at_once=arch.num_layers
+    )
+    layer = yield unstack(
+        name=f"{prefix}layers", args=(weights.blocks, _INDEX), host_args=(1,), makes=layers
+    )
+    if read is None:
+        return
+    hidden_QD, prompt_cache = read
+    cache = yield unstack(
+        name=f"{prefix}prompt cache",
+        args=(prompt_cache, _INDEX),
+        host_args=(1,),
+        makes=caches,
+        frees=(stacked,),
+    )
+    if layer is None or cache is None:
+        return
+    yield program(
+        name=f"{prefix}decode",
+        function=complete,
+        args=(
+            weights,
+            (layer,) * arch.num_layers,
+            prompts,
+            (cache,) * arch.num_layers,
+            hidden_QD,
+            jax.eval_shape(lambda: jax.random.key(0)),
+            jax.ShapeDtypeStruct((), jnp.float32),
+        ),
+        host_args=(2, 4, 5, 6),
+        static={
+            "arch": arch,
+            "samples_per_prompt": shape.num_samples,
+            "max_new_tokens": shape.new_tokens,
+            # Which ones they are, and how many, changes neither memory nor time.
+            "eos_ids": (0, 1),
+        },
+        trips=_spans,
+        frees=(layers, caches),
+    )
+
+
+_train_step = cache(make_train_step)
+
+_INDEX = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)
+
+
+def _spans(bounds: Sequence[int | None]) -> Sequence[int]:
+    """One counter runs through all loops of the decoder, from 1, as the first token needs none."""
+    ends = [1, *(bound or 1 for bound in bounds)]
+    return [end - start for start, end in pairwise(ends)]
+
+
+def _placed(record: Any, mesh: Mesh) -> Any:
+    """A record as abstract arrays with their rows over the mesh."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        record,
+        shardings_of(record, mesh, ACTIVATION_RULES),
+    )

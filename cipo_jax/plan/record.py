@@ -1,0 +1,155 @@
+"""A plan: what was compiled, what it needs, and what follows from it. As data, and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cipo_jax.plan.cycle import Call, Moment
+from cipo_jax.plan.hardware import Slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A lower bound on the time of one run of a program, were one resource the only one."""
+
+    compute_s: float
+    memory_s: float
+    link_s: float
+
+    @property
+    def seconds(self) -> float:
+        """The three overlap perfectly."""
+        return max(self.compute_s, self.memory_s, self.link_s)
+
+    @property
+    def bound(self) -> str:
+        """Which one it waits for."""
+        by_time = {"compute": self.compute_s, "memory": self.memory_s, "links": self.link_s}
+        return max(by_time, key=lambda name: by_time[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """One program: its place, its memory, its work."""
+
+    call: Call
+    moment: Moment
+    work: Work
+
+    @property
+    def seconds(self) -> float:
+        """In a step, or for an evaluation's program in an evaluation."""
+        return self.call.per_step * self.call.at_once * self.work.seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """What the search found for one setting; 0 where nothing fits."""
+
+    name: str
+    configured: int
+    value: int
+    step: int
+    """It is a multiple of this."""
+    is_capped: bool
+    """More would not be of use, or is more than the model has positions for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All that was found out about a configuration on a slice."""
+
+    config: str
+    slice: Slice
+    device_kind: str
+    num_devices: int
+    mesh: dict[str, int]
+    hbm_bytes: int
+    hbm_source: str
+    resident: dict[str, int]
+    programs: tuple[Planned, ...]
+    missing: tuple[str, ...]
+    """Programs that were not compiled, as what they take comes from a refused one."""
+    largest: tuple[Largest, ...]
+    tokens_per_step: int
+    """Sampled in a step in which every completion has its full length."""
+    versions: dict[str, str]
+    seconds: float
+    """The planning itself took."""
+
+    @property
+    def fits(self) -> bool:
+        """Every program was compiled and stays within a device's memory, with all that lies there
+        beside it."""
+        return not self.missing and all(
+            not p.moment.is_refused and p.moment.total <= self.hbm_bytes for p in self.programs
+        )
+
+    @property
+    def fullest(self) -> Moment:
+        """The worst moment of the cycle."""
+        return max((p.moment for p in self.programs), key=lambda m: m.total)
+
+    @property
+    def step_s(self) -> float:
+        """Lower bound on the devices' time of a step, without evaluations."""
+        return sum(p.seconds for p in self.programs if p.call.phase != "evaluate")
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts: `fits`, `hbm_bytes`, `peak_bytes`, `programs` and the rest."""
+        return {
+            "config": self.config,
+            "asked": self.slice.asked,
+            "topology": self.slice.topology,
+            "rented_as": self.slice.rented_as,
+            "chips": self.slice.num_chips,
+            "devices": self.num_devices,
+            "device_kind": self.device_kind,
+            "mesh": self.mesh,
+            "fits": self.fits,
+            "hbm_bytes": self.hbm_bytes,
+            "hbm_source": self.hbm_source,
+            "peak_bytes": self.fullest.total,
+            "peak_at": self.fullest.label,
+            "resident": self.resident,
+            "programs": [_program_json(p) for p in self.programs],
+            "missing": list(self.missing),
+            "largest": {entry.name: asdict(entry) for entry in self.largest},
+            "estimate": {
+                "is_lower_bound": True,
+                "peak_numbers": asdict(self.slice.chip),
+                "step_s": self.step_s,
+                "tokens_per_step": self.tokens_per_step,
+                "tokens_per_s": self.tokens_per_step / self.step_s if self.step_s else None,
+            },
+            "remarks": list(self.slice.remarks),
+            "versions": self.versions,
+            "planning_s": self.seconds,
+        }
+
+
+def _program_json(planned: Planned) -> dict[str, Any]:
+    call, compiled = planned.call, planned.call.compiled
+    return {
+        "phase": call.phase,
+        "name": call.name,
+        "per_step": call.per_step,
+        "at_once": call.at_once,
+        "is_refused": planned.moment.is_refused,
+        "refused_bytes": compiled.refused_bytes,
+        "memory": None if compiled.memory is None else asdict(compiled.memory),
+        "kept": planned.moment.kept,
+        "growth_bytes": planned.moment.growth,
+        "total_bytes": planned.moment.total,
+        "flops": compiled.flops,
+        "uncounted": list(compiled.uncounted),
+        "traffic_bytes": compiled.traffic_bytes,
+        "unknown_loops": compiled.unknown_loops,
+        "collectives": [
+            {**asdict(c), "sent_bytes": c.sent_bytes} for c in compiled.collectives
+        ],
+        "kernels": list(compiled.kernels),
+        "estimate": {**asdict(planned.work), "bound": planned.work.bound},
+        "compile_s": compiled.compile_s,
+    }
