@@ -43,6 +43,8 @@ setup(
             "starlette>=0.40",
             "uvicorn>=0.30",
             "gmpy2>=2.2",
+            # The compiler that plans are made with; it needs no TPU.
+            "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
             "torch==2.13.0",
             "peft>=0.21",
         ],

@@ -3,6 +3,7 @@
 cipo train CONFIG [--run-dir DIR [--allow-changes]] [--any.field value ...]
 cipo export RUN OUT [--step N] [--adapter]
 cipo evaluate MODEL_OR_RUN --benchmarks NAMES [--data DIR]
+cipo plan CONFIG --topology v5litepod-16 [--json] [--picture FILE] [--any.field value ...]
 cipo regrade RUN
 cipo verify-serve [--host HOST] [--port PORT] [--workers N]
 """
@@ -11,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 from pathlib import Path
+
+from rich.console import Console
 
 from cipo_jax import __version__, configfile, run_folder
 from cipo_jax.config import Benchmarking, Verify
@@ -33,10 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     _add_train(commands)
     _add_export(commands)
     _add_evaluate(commands)
+    _add_plan(commands)
     _add_regrade(commands)
     _add_verify_serve(commands)
     parsed, rest = parser.parse_known_args(arguments)
-    if rest and parsed.command != "train":
+    if rest and parsed.command not in ("train", "plan"):
         parser.error(f"cipo {parsed.command} has no such argument: {' '.join(rest)}")
     # Only its tokenizers are used; it would remark on every start that there is no PyTorch.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -240,6 +245,63 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> int:
     page = evaluation.write(output, compare_to=parsed.compare_to)
     print(f"\n{page.read_text()}\n{page}")
     return 0
+
+
+def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="say whether a run fits a TPU slice or GPUs, without having them",
+        description="Compile every program of the run that CONFIG describes for a TPU slice or for "
+        "GPUs, neither of which is needed, and add up the memory of the whole cycle. Fields of "
+        "the config can be set as for `cipo train`. Exit status: 0 fits, 1 does not fit, 2 error.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="SLICE",
+        help="v5litepod-16, v6e-64, v5p-16 (cores, as in Google Cloud), v5e:4x4, h100:8",
+    )
+    parser.add_argument(
+        "--hbm-gib", type=float, help="memory of a device (default: what the compiler says)"
+    )
+    parser.add_argument(
+        "--largest",
+        default="rows,prompts,length",
+        metavar="WHAT",
+        help="settings whose largest value is searched for, or none (%(default)s); each trial "
+        "that fits costs its compilation",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory, as PNG")
+    parser.set_defaults(run=_plan)
+
+
+def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
+    cfg = configfile.load(parsed.config, rest)
+    # Imported late: it loads jax.
+    from cipo_jax import plan
+    from cipo_jax.plan import hardware, search
+    from cipo_jax.plan.picture import draw
+    from cipo_jax.plan.report import print_plan
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    made = plan.make(
+        cfg,
+        hardware.parse(parsed.topology),
+        hbm_gib=parsed.hbm_gib,
+        knobs=search.parse_knobs(parsed.largest),
+        say=say,
+    )
+    if parsed.json:
+        print(json.dumps(made.to_json(), indent=1))
+    else:
+        print_plan(made, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
+    if parsed.picture is not None:
+        draw(made, parsed.picture)
+    return 0 if made.fits else 1
 
 
 def _add_regrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

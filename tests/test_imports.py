@@ -40,6 +40,7 @@ ROOMS = [
     "evaluate",
     "report",
     "export",
+    "plan",
     "loop",
     "cli",
 ]

@@ -53,6 +53,7 @@ def make(
       hbm_gib: memory of a device; None takes what the compiler or the data sheet says.
       knobs: settings whose largest value is searched for.
       say: is told what goes on, a line at a time.
+
     Raises:
       ImportError: the compiler is not installed; says how to get it.
       ValueError: the configuration does not go with the slice.

@@ -60,9 +60,7 @@ def moments(resident: Mapping[str, int], calls: Sequence[Call]) -> list[Moment]:
         memory = call.compiled.memory
         if memory is None:
             growth = max(0, (call.compiled.refused_bytes or 0) - sum(kept.values()))
-            found.append(
-                Moment(label=call.label, kept=dict(kept), growth=growth, is_refused=True)
-            )
+            found.append(Moment(label=call.label, kept=dict(kept), growth=growth, is_refused=True))
             # What it would have made, and what would have been dropped, is not known.
             kept = dict(resident)
             continue

@@ -64,9 +64,7 @@ def devices_of(wanted: Slice) -> list[jax.Device]:
                 platform="tpu", topology_name=wanted.topology, chips_per_host_bounds=(1, 1, 1)
             )
         else:
-            described = topologies.get_topology_desc(
-                platform="tpu", topology_name=wanted.topology
-            )
+            described = topologies.get_topology_desc(platform="tpu", topology_name=wanted.topology)
     except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
         raise ValueError(f"The compiler refuses {wanted.topology}: {error}") from error
     return list(described.devices)

@@ -145,11 +145,13 @@ OFFERS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def parse(name: str) -> Slice:
-    """The slice that `name` means: `v5e:4x4`, `v5litepod-16`, or `h100:8` (GPUs of one host).
+    """The slice that `name` means: `v5e:4x4`, `v5litepod-16` (also `v5e-16`), or `h100:8` (GPUs of
+    one host).
 
     Raises: ValueError for a name that means nothing, with the nearest ones that do.
     """
-    asked = name.strip().lower()
+    # The chip is v5e, and its slices are rented as v5litepod.
+    asked = re.sub(r"^v5e-", "v5litepod-", name.strip().lower())
     if asked in OFFERS:
         chip, dims = OFFERS[asked]
         return Slice(asked=asked, chip=CHIPS[chip], dims=dims, rented_as=asked)

@@ -1,19 +1,11 @@
-"""What a compiled program moves, read from its text: bytes of memory, and collectives.
-
-The compiler's own cost analysis takes every loop body once. Here each instruction counts as often
-as the loops around it run: a loop over a known range says so in its condition, the others are
-stated by the caller. Sizes are those of one device's program.
-"""
+"""A compiled program's text as records: computations of instructions, and the sizes of arrays."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-
-from cipo_jax.plan.flops import LoopTrips
 
 _BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
@@ -21,71 +13,10 @@ _BYTES = {
     "f8e4m3fn": 1, "f8e5m2": 1, "f8e4m3": 1,
 }  # fmt: skip
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
-_COLLECTIVES = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "ragged-all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-)
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
-    "partition-id replica-id opt-barrier async-start async-update async-done add-dependency "
-    "copy-done slice-done iota".split()
-)
-"""Instructions that move nothing themselves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collective:
-    """Like collectives of a program, on one device."""
-
-    kind: str
-    group: int
-    """Devices that take part together; 0 where the text does not say."""
-    result_bytes: int
-    """Of one of them: what a device holds afterwards."""
-    static: int
-    """How often it stands in the program."""
-    runs: float
-    """How often it runs, loops included."""
-
-    @property
-    def sent_bytes(self) -> float:
-        """What a device has to send at least, over all runs.
-
-        all-gather and all-to-all: the share of the others, (n - 1) / n of the result;
-        reduce-scatter: n - 1 pieces of the size of the result; all-reduce: both, one after the
-        other; a permutation: the result.
-        """
-        n = max(self.group, 2)
-        factor = {
-            "all-gather": (n - 1) / n,
-            "all-to-all": (n - 1) / n,
-            "ragged-all-to-all": (n - 1) / n,
-            "reduce-scatter": n - 1,
-            "all-reduce": 2 * (n - 1) / n,
-        }.get(self.kind, 1.0)
-        return factor * self.result_bytes * self.runs
-
-
-@dataclass(frozen=True, kw_only=True)
-class Movement:
-    """What one run of a program moves on a device."""
-
-    traffic_bytes: float
-    """Read from and written to memory by every instruction; tiles' padding is left out."""
-    collectives: tuple[Collective, ...]
-    kernels: tuple[str, ...]
-    """Targets of custom calls, such as compiled Pallas kernels."""
-    unknown_loops: int
-    """Loops of unknown length, which were counted once."""
 
 
 @dataclass(frozen=True)
-class _Instruction:
+class Instruction:
     name: str
     type: str
     opcode: str
@@ -101,72 +32,31 @@ class _Instruction:
 
 
 @dataclass
-class _Computation:
+class Computation:
     name: str
-    instructions: list[_Instruction] = field(default_factory=list)
+    instructions: list[Instruction] = field(default_factory=list)
 
     @property
-    def by_name(self) -> Mapping[str, _Instruction]:
+    def by_name(self) -> Mapping[str, Instruction]:
         return {i.name: i for i in self.instructions}
 
     @property
-    def root(self) -> _Instruction:
+    def root(self) -> Instruction:
         return self.instructions[-1]
 
 
-def movement(text: str, trips: LoopTrips) -> Movement:
-    """Counts the movement of a compiled program.
+def parse(text: str) -> tuple[dict[str, Computation], Computation]:
+    """The computations by name, and the one that is run.
 
-    Args:
-      text: `compiled.as_text()`, scheduled.
-      trips: of the loops whose length is data, as for `flops.count`.
+    Raises: ValueError if the text is no compiled program.
     """
-    computations, entry = _parse(text)
-    lengths, unknown = _loop_lengths(computations, entry, trips)
-    traffic = 0.0
-    kernels: set[str] = set()
-    found: dict[str, tuple[str, int, int, float]] = {}
-    for computation, times, is_fused in _executed(computations, entry, lengths):
-        types = {i.name: i.type for i in computation.instructions}
-        for i in computation.instructions:
-            if i.opcode == "custom-call":
-                kernels.add(re.search(r'custom_call_target="([^"]*)"', i.rest)[1])  # type: ignore[index]
-            kind = _collective_kind(i, computations)
-            if kind is not None:
-                # The start, the middle and the end of an asynchronous collective share a channel.
-                channel = i.attribute("channel_id") or f"{computation.name}/{i.name}"
-                before = found.get(channel)
-                if before is None or before[3] < times:
-                    found[channel] = (kind, _group_size(i.rest), _result_bytes(i), times)
-            if not is_fused:
-                traffic += times * _traffic(i, types, computations)
-    static: Counter[tuple[str, int, int]] = Counter()
-    runs: Counter[tuple[str, int, int]] = Counter()
-    for kind, group, size, times in found.values():
-        static[kind, group, size] += 1
-        runs[kind, group, size] += times  # type: ignore[assignment]
-    collectives = [
-        Collective(
-            kind=kind, group=group, result_bytes=size, static=n, runs=runs[kind, group, size]
-        )
-        for (kind, group, size), n in static.items()
-    ]
-    return Movement(
-        traffic_bytes=traffic,
-        collectives=tuple(sorted(collectives, key=lambda c: -c.sent_bytes)),
-        kernels=tuple(sorted(kernels)),
-        unknown_loops=unknown,
-    )
-
-
-def _parse(text: str) -> tuple[dict[str, _Computation], _Computation]:
-    computations: dict[str, _Computation] = {}
-    entry: _Computation | None = None
-    current: _Computation | None = None
+    computations: dict[str, Computation] = {}
+    entry: Computation | None = None
+    current: Computation | None = None
     for line in text.splitlines():
         header = re.match(r"(ENTRY )?(%[\w.\-]+) \(.*\{$", line)
         if header:
-            current = computations[header[2]] = _Computation(header[2])
+            current = computations[header[2]] = Computation(header[2])
             entry = current if header[1] else entry
         elif current is not None and " = " in line:
             current.instructions.append(_instruction(line))
@@ -175,7 +65,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], _Computation]:
     return computations, entry
 
 
-def _instruction(line: str) -> _Instruction:
+def _instruction(line: str) -> Instruction:
     name, _, rest = line.strip().removeprefix("ROOT ").partition(" = ")
     rest = re.sub(r"/\*.*?\*/", "", rest)
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
@@ -184,7 +74,7 @@ def _instruction(line: str) -> _Instruction:
     close = _closing("(" + rest, 0) - 1
     inside, rest = rest[:close], rest[close + 1 :]
     operands = tuple(re.findall(r"%[\w.\-]+", inside))
-    return _Instruction(name, type_, opcode, operands, inside, rest)
+    return Instruction(name, type_, opcode, operands, inside, rest)
 
 
 def _closing(text: str, start: int) -> int:
@@ -196,7 +86,7 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"Unbalanced parentheses in the program's text: {text[:80]}")
 
 
-def _called(i: _Instruction) -> list[str]:
+def called(i: Instruction) -> list[str]:
     """Computations that an instruction runs, other than the scalar functions of reductions."""
     names = [
         i.attribute(key)
@@ -208,155 +98,16 @@ def _called(i: _Instruction) -> list[str]:
     return [n for n in names if n] + (re.findall(r"%[\w.\-]+", branches[1]) if branches else [])
 
 
-def _executed(
-    computations: Mapping[str, _Computation],
-    entry: _Computation,
-    lengths: Mapping[str, float],
-) -> Iterator[tuple[_Computation, float, bool]]:
-    """Every computation with how often it runs, and whether it is the inside of a fusion."""
-    pending = [(entry, 1.0, False)]
-    while pending:
-        computation, times, is_fused = pending.pop()
-        yield computation, times, is_fused
-        for i in computation.instructions:
-            often = times * lengths.get(i.name, 1.0)
-            for name in _called(i):
-                pending.append((computations[name], often, is_fused or i.opcode == "fusion"))
+def sizes(type_: str, *, in_memory_only: bool = False) -> list[float]:
+    """Bytes of each array of a type, without tiles' padding.
+
+    Args:
+      in_memory_only: 0 for arrays on chip, whose layout names another memory than 0.
+    """
+    return [_size(array, in_memory_only) for array in _ARRAY.finditer(type_)]
 
 
-def _loop_lengths(
-    computations: Mapping[str, _Computation], entry: _Computation, trips: LoopTrips
-) -> tuple[dict[str, float], int]:
-    lengths: dict[str, float] = {}
-    data: list[tuple[str, int | None]] = []
-    for computation, _, _ in _executed(computations, entry, {}):
-        for i in computation.instructions:
-            if i.opcode != "while":
-                continue
-            condition = computations[i.attribute("condition") or ""]
-            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.rest)
-            bound = _bound(condition)
-            if known or (bound is not None and condition.root.opcode == "compare"):
-                lengths[i.name] = float(known[1]) if known else float(bound or 0)
-            else:
-                data.append((i.name, bound))
-    data.sort(key=lambda loop: loop[1] or 0)
-    stated = list(trips([bound for _, bound in data]))
-    if len(stated) != len(data):
-        return lengths, len(data)
-    return lengths | {name: float(n) for (name, _), n in zip(data, stated, strict=True)}, 0
-
-
-def _bound(condition: _Computation) -> int | None:
-    """N of a condition `i < N`."""
-    constants = {
-        i.name: int(i.inside)
-        for i in condition.instructions
-        if i.opcode == "constant" and re.match(r"[su]\d+\[\]", i.type)
-    }
-    for i in condition.instructions:
-        if i.opcode == "compare" and "direction=LT" in i.rest:
-            for operand in i.operands:
-                if operand in constants:
-                    return constants[operand]
-    return next(iter(constants.values())) if len(constants) == 1 else None
-
-
-def _collective_kind(i: _Instruction, computations: Mapping[str, _Computation]) -> str | None:
-    if i.opcode == "fusion" and "all-reduce-scatter" in (i.attribute("calls") or ""):
-        return "reduce-scatter"
-    base = i.opcode.removesuffix("-start")
-    return base if base in _COLLECTIVES else None
-
-
-def _result_bytes(i: _Instruction) -> int:
-    sizes = [_size(match) for match in _ARRAY.finditer(i.type)]
-    if i.opcode.endswith("-start") and i.opcode != "all-reduce-start":
-        return int(max(sizes, default=0))  # operand and result stand side by side
-    return int(sum(sizes))
-
-
-def _group_size(rest: str) -> int:
-    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", rest):
-        return int(match[1])
-    if match := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
-        return len(match[1].split(","))
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
-    return 0
-
-
-def _size(array: re.Match[str], *, in_memory_only: bool = False) -> float:
-    """Bytes of an array; 0 on chip, where the layout names another memory than 0."""
+def _size(array: re.Match[str], in_memory_only: bool) -> float:
     if in_memory_only and array[3] and re.search(r"S\([1-9]\d*\)", array[3]):
         return 0.0
     return _BYTES.get(array[1], 0) * math.prod(int(n) for n in array[2].split(",") if n)
-
-
-def _hbm(type_: str) -> float:
-    return sum(_size(match, in_memory_only=True) for match in _ARRAY.finditer(type_))
-
-
-def _traffic(
-    i: _Instruction, types: Mapping[str, str], computations: Mapping[str, _Computation]
-) -> float:
-    if i.opcode in _FREE or i.opcode.endswith("-done"):
-        return 0.0
-    operand = [_hbm(types.get(name, "")) for name in i.operands]
-    if i.opcode in ("copy-start", "slice-start"):
-        # Destination, source and a context; a slice reads what it writes.
-        arrays = [_size(m, in_memory_only=True) for m in _ARRAY.finditer(i.type)][:2]
-        return sum(arrays) if i.opcode == "copy-start" else 2 * min(arrays, default=0.0)
-    if i.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * _hbm(i.type)
-    if i.opcode == "dynamic-update-slice":
-        return 2 * operand[1]
-    if i.opcode == "scatter":
-        return 2 * operand[-1]
-    if i.opcode == "fusion":
-        return _fusion_traffic(i, operand, computations[i.attribute("calls") or ""])
-    return sum(operand) + _hbm(i.type)
-
-
-def _fusion_traffic(i: _Instruction, operand: list[float], inside: _Computation) -> float:
-    """A fusion reads of an operand only what it slices out, and writes of an array that it updates
-    in place only the update."""
-    users: dict[str, list[_Instruction]] = {}
-    for inner in inside.instructions:
-        for name in inner.operands:
-            users.setdefault(name, []).append(inner)
-    by_name = inside.by_name
-    total = 0.0
-    for parameter in inside.instructions:
-        if parameter.opcode != "parameter":
-            continue
-        size = operand[int(parameter.inside)]
-        reads = _through_bitcasts(parameter.name, users)
-        if reads and all(r.opcode in ("dynamic-slice", "gather", "slice") for r in reads):
-            size = min(size, sum(_arrays(r.type) for r in reads))
-        elif reads and all(r.opcode == "dynamic-update-slice" for r in reads):
-            size = 0.0 if size else size
-        total += size
-    written = _hbm(i.type)
-    root = inside.root
-    while root.opcode == "bitcast":
-        root = by_name[root.operands[0]]
-    results = [by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    for result in results:
-        if result.opcode == "dynamic-update-slice":
-            full, update = _arrays(result.type), _arrays(by_name[result.operands[1]].type)
-            if written >= full:
-                written += update - full
-    return total + written
-
-
-def _through_bitcasts(name: str, users: Mapping[str, list[_Instruction]]) -> list[_Instruction]:
-    found = []
-    for user in users.get(name, []):
-        found += _through_bitcasts(user.name, users) if user.opcode == "bitcast" else [user]
-    return found
-
-
-def _arrays(type_: str) -> float:
-    return sum(_size(match) for match in _ARRAY.finditer(type_))

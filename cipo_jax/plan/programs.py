@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Literal
@@ -31,8 +31,9 @@ from cipo_jax.prompts import pad_prompts
 from cipo_jax.rollout import Shape
 from cipo_jax.sampler.decode import complete
 from cipo_jax.sampler.prefill import read_prompts
-from cipo_jax.sharding import ACTIVATION_RULES, PARAM_RULES, shardings_of
-from cipo_jax.train_step import abstract_state, make_train_step
+from cipo_jax.score import make_scorer
+from cipo_jax.sharding import ACTIVATION_RULES, abstract_on, num_row_shards
+from cipo_jax.train_step import TrainState, abstract_state, make_train_step
 
 Phase = Literal["sample", "correct", "train", "evaluate"]
 
@@ -106,22 +107,42 @@ def programs(
     if wanted("correct") and cfg.has_correction:
         yield from sampler("correct", "", correction_shape(cfg), cfg.num_anchors)
     if wanted("train"):
-        num_microbatches = max_rows(cfg) // cfg.train.rows_per_microbatch
-        yield Program(
-            phase="train",
-            name="train step",
-            function=_train_step(cfg, arch, mesh),
-            args=(state, frozen, _placed(abstract_batch(cfg), mesh)),
-            host_args=(2,),
-            trips=lambda loops: [num_microbatches] * len(loops),
-            per_step=cfg.train.updates_per_step,
-        )
+        yield from _updates(state, frozen, weights, cfg=cfg, arch=arch, mesh=mesh)
     if wanted("evaluate"):
         problems = cfg.evaluation.problems
         shapes = heldout.Shapes.of(cfg, problems)
         yield from sampler("evaluate", "greedy ", shapes.greedy, problems)
         yield from sampler("evaluate", "sampled ", shapes.sampled, problems)
         yield from sampler("evaluate", "corrected ", shapes.corrected, problems)
+
+
+def _updates(
+    state: TrainState,
+    frozen: Params | None,
+    weights: Params,
+    *,
+    cfg: Config,
+    arch: Architecture,
+    mesh: Mesh,
+) -> Programs:
+    """The scorer, where the configuration needs one, and the train step, on a full batch."""
+    batch = abstract_on(abstract_batch(cfg), mesh, ACTIVATION_RULES)
+    num_microbatches = max_rows(cfg) // cfg.train.rows_per_microbatch
+    program = partial(Program, phase="train", trips=lambda loops: [num_microbatches] * len(loops))
+    score = partial(program, function=_scorer(cfg, arch, mesh), host_args=(1,))
+    unscored = replace(batch, old_logprob_BT=None)
+    if cfg.kl.is_in_reward:
+        streams = 1 + cfg.has_correction
+        yield score(name="score reference", args=(frozen, unscored), per_step=streams)
+    if cfg.has_old_logprob:
+        yield score(name="score policy", args=(weights, unscored))
+    yield program(
+        name="train step",
+        function=_train_step(cfg, arch, mesh),
+        args=(state, frozen, batch),
+        host_args=(2,),
+        per_step=cfg.train.updates_per_step,
+    )
 
 
 def _sampler_call(
@@ -137,10 +158,14 @@ def _sampler_call(
 ) -> Programs:
     """The programs of one call of `sampler.sample`, as often as `num_prompts` prompts need it."""
     dtype = jnp.dtype(cfg.train.compute_dtype)
-    prompts = _placed(
-        pad_prompts([], [], length=shape.prompt_tokens, num_prompts=shape.num_prompts), mesh
+    shards = num_row_shards(mesh)
+    at_once = shards * math.ceil(shape.num_prompts / shards)
+    prompts = abstract_on(
+        pad_prompts([], [], length=shape.prompt_tokens, num_prompts=at_once),
+        mesh,
+        ACTIVATION_RULES,
     )
-    waves = math.ceil(num_prompts / shape.num_prompts)
+    waves = math.ceil(num_prompts / at_once)
     program = partial(Program, phase=phase, per_step=waves)
     stacked, layers, caches = "stacked prompt cache", "unstacked layers", "prompt cache"
     read = yield program(
@@ -154,9 +179,6 @@ def _sampler_call(
     unstack = partial(
         program, function=transformer._layer, static={"dtype": dtype}, at_once=arch.num_layers
     )
-    layer = yield unstack(
-        name=f"{prefix}layers", args=(weights.blocks, _INDEX), host_args=(1,), makes=layers
-    )
     if read is None:
         return
     hidden_QD, prompt_cache = read
@@ -166,6 +188,9 @@ def _sampler_call(
         host_args=(1,),
         makes=caches,
         frees=(stacked,),
+    )
+    layer = yield unstack(
+        name=f"{prefix}layers", args=(weights.blocks, _INDEX), host_args=(1,), makes=layers
     )
     if layer is None or cache is None:
         return
@@ -194,7 +219,9 @@ def _sampler_call(
     )
 
 
+# The same function for the same configuration, so that its programs are known to be the same.
 _train_step = cache(make_train_step)
+_scorer = cache(make_scorer)
 
 _INDEX = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)
 
@@ -203,12 +230,3 @@ def _spans(bounds: Sequence[int | None]) -> Sequence[int]:
     """One counter runs through all loops of the decoder, from 1, as the first token needs none."""
     ends = [1, *(bound or 1 for bound in bounds)]
     return [end - start for start, end in pairwise(ends)]
-
-
-def _placed(record: Any, mesh: Mesh) -> Any:
-    """A record as abstract arrays with their rows over the mesh."""
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        record,
-        shardings_of(record, mesh, ACTIVATION_RULES),
-    )

@@ -146,10 +146,8 @@ def _program_json(planned: Planned) -> dict[str, Any]:
         "uncounted": list(compiled.uncounted),
         "traffic_bytes": compiled.traffic_bytes,
         "unknown_loops": compiled.unknown_loops,
-        "collectives": [
-            {**asdict(c), "sent_bytes": c.sent_bytes} for c in compiled.collectives
-        ],
+        "collectives": [{**asdict(c), "sent_bytes": c.sent_bytes} for c in compiled.collectives],
         "kernels": list(compiled.kernels),
         "estimate": {**asdict(planned.work), "bound": planned.work.bound},
-        "compile_s": compiled.compile_s,
+        "compile_cpu_s": compiled.compile_cpu_s,
     }

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from cipo_jax.config import Config
+from cipo_jax.method.mix import max_rows
 from cipo_jax.plan.programs import Phase
 
 Knob = Literal["rows", "prompts", "length"]
@@ -26,6 +27,21 @@ class Range:
     most: int
     """No more than this is of use, or allowed."""
     put: Callable[[Config, int], Config]
+
+
+def parse_knobs(text: str) -> tuple[Knob, ...]:
+    """Knobs of a list with commas; `none` for an empty one.
+
+    Raises: ValueError for another name.
+    """
+    names = [] if text == "none" else text.split(",")
+    for name in names:
+        if name not in get_args(Knob):
+            raise ValueError(
+                f"--largest {text!r}: {name!r} is none of {', '.join(get_args(Knob))}. Separate "
+                "them with commas, or say none."
+            )
+    return tuple(cast(Knob, name) for name in names)
 
 
 def largest(fits: Callable[[int], bool], *, start: int, step: int, most: int) -> int:
@@ -60,7 +76,7 @@ def ranges(cfg: Config, row_shards: int, max_position: int) -> dict[Knob, Range]
             phases=("train",),
             start=cfg.train.rows_per_microbatch,
             step=row_shards,
-            most=64 * row_shards,
+            most=row_shards * -(-max_rows(cfg) // row_shards),
             put=_with_rows,
         ),
         "prompts": Range(

@@ -26,12 +26,12 @@ from cipo_jax.model.load import load_architecture
 from cipo_jax.model.presets import PRESETS, Architecture
 from cipo_jax.plan import cycle, programs, search
 from cipo_jax.plan.compile import Compiled, available_bytes, bytes_of, compile_program
-from cipo_jax.plan.cycle import Call, Moment
+from cipo_jax.plan.cycle import Call
 from cipo_jax.plan.devices import devices_of
 from cipo_jax.plan.hardware import GIB, Slice
 from cipo_jax.plan.programs import Phase, Program
 from cipo_jax.plan.record import Largest, Plan, Planned, Work
-from cipo_jax.sharding import make_mesh
+from cipo_jax.sharding import make_mesh, num_row_shards
 
 PROGRESS = "cipo plan: "
 
@@ -152,8 +152,8 @@ class Workshop:
 def _search(
     request: Request, workshop: Workshop, resident: dict[str, int], hbm_bytes: int
 ) -> Iterator[Largest]:
-    cfg, shape = request.cfg, workshop.mesh.shape
-    ranges = search.ranges(cfg, shape["data"] * shape["fsdp"], workshop.arch.max_position)
+    cfg = request.cfg
+    ranges = search.ranges(cfg, num_row_shards(workshop.mesh), workshop.arch.max_position)
     for knob in request.knobs:
         where = ranges[knob]
 

@@ -60,12 +60,15 @@ def sample(
     """
     _check(arch, prompts.token_QP.shape[1], samples_per_prompt, max_new_tokens, eos_ids)
     dtype = jnp.dtype(compute_dtype)
-    hidden_QD, prompt_caches = read_prompts(params, prompts, arch=arch, compute_dtype=dtype)
+    hidden_QD, stacked = read_prompts(params, prompts, arch=arch, compute_dtype=dtype)
+    prompt_caches = unstack(stacked, dtype)
+    # Or it would lie in memory a second time for as long as tokens are drawn.
+    del stacked
     return complete(
         params,
         unstack(params.blocks, dtype),
         prompts,
-        unstack(prompt_caches, dtype),
+        prompt_caches,
         hidden_QD,
         key,
         jnp.asarray(temperature, jnp.float32),

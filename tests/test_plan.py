@@ -1,0 +1,479 @@
+"""Plans: what is counted, against hand counts; one real plan for a TPU slice that is not there."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from cipo_jax import cli, configfile, plan
+from cipo_jax.plan import cycle, devices, flops, hardware, movement, programs, search
+from cipo_jax.plan.compile import Compiled, Memory
+from cipo_jax.plan.cycle import Call
+from cipo_jax.plan.flops import run_once
+from cipo_jax.plan.worker import planned_architecture
+from cipo_jax.sharding import make_mesh
+
+ROOT = Path(__file__).parent.parent
+SMOKE = ROOT / "configs" / "smoke.yaml"
+# As few programs as a run can have, and small ones: an evaluation in the shapes of training.
+SMALL = [
+    "--train.prompts-per-step", "8", "--sampling.max-new-tokens", "8",
+    "--evaluation.max-new-tokens", "8", "--evaluation.samples-per-problem", "8",
+    "--train.row-tokens", "256", "--train.rows-per-microbatch", "4", "--kl.weight", "0.1",
+    "--train.steps", "1",
+]  # fmt: skip
+HAS_TPU_COMPILER = platform.system() == "Linux" and platform.machine() == "x86_64"
+
+
+# Names of slices
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "chips", "rented_as"),
+    [
+        ("v5litepod-16", "v5e:4x4", 16, "v5litepod-16"),
+        ("v5e-64", "v5e:8x8", 64, "v5litepod-64"),
+        ("v6e-64", "v6e:8x8", 64, "v6e-64"),
+        ("v5p-16", "v5p:2x2x2", 8, "v5p-16"),
+        ("V4-32", "v4:2x2x4", 16, "v4-32"),
+        ("v5e:2x4", "v5e:2x4", 8, "v5litepod-8"),
+        ("v5e:32x32", "v5e:32x32", 1024, None),
+        ("h100:8", "h100:8", 8, None),
+    ],
+)
+def test_names_of_slices(name, topology, chips, rented_as):
+    found = hardware.parse(name)
+    assert (found.topology, found.num_chips, found.rented_as) == (topology, chips, rented_as)
+    is_warned = any("may not be possible to rent" in remark for remark in found.remarks)
+    assert is_warned == (rented_as is None and found.chip.platform == "tpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v5litepod-17", "v5litepod-16"),
+        ("v5p:4x4", "3 dimensions. Nearest: v5p:4x4x"),
+        ("v7x:2x2", "Nearest: v"),
+        ("tpu", "write v5e:4x4 or v5litepod-16"),
+        ("v6e:0x4", "2 dimensions"),
+    ],
+)
+def test_an_unknown_slice_names_the_nearest(name, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        hardware.parse(name)
+
+
+# Operations
+
+
+def counted(function, *args, trips=run_once):
+    return flops.count(jax.jit(function).trace(*args).jaxpr, trips).flops
+
+
+X, W = jnp.ones((6, 8)), jnp.ones((8, 8))
+
+
+def test_products_count_in_loops():
+    product = 2 * 6 * 8 * 8
+    assert counted(lambda x, w: x @ w, X, W) == product
+
+    def scanned(x, w):
+        return jax.lax.scan(lambda x, _: (x @ w, None), x, None, length=5)[0]
+
+    assert counted(scanned, X, W) == 5 * product
+
+    def nested(x, w):
+        return jax.lax.scan(lambda x, _: (scanned(x, w), None), x, None, length=3)[0]
+
+    assert counted(nested, X, W) == 15 * product
+    assert counted(lambda x, w: jax.checkpoint(nested)(x, w), X, W) == 15 * product
+    # Control: the compiler's own figure takes every body once.
+    once = jax.jit(nested).lower(X, W).compile().cost_analysis()["flops"]
+    assert product <= once < 2 * product
+
+
+def test_gradients_count_what_they_compute():
+    product = 2 * 6 * 8 * 8
+    loss = jax.grad(lambda w, x: jnp.sum(jnp.sin(x @ w)), argnums=(0, 1))
+    assert counted(loss, W, X) == 3 * product
+
+
+def test_loops_of_unknown_length_take_the_stated_one():
+    def steps(x, w, n):
+        first = jax.lax.fori_loop(0, n, lambda _, x: x @ w, x)
+        is_open = lambda state: (state[0] < 7) & (state[1].sum() > 0)  # noqa: E731
+        return jax.lax.while_loop(is_open, lambda s: (s[0] + 1, s[1] @ w), (0, first))[1]
+
+    product = 2 * 6 * 8 * 8
+    bounds = []
+
+    def trips(found):
+        bounds.extend(found)
+        return [10, 3]
+
+    assert counted(steps, X, W, 4, trips=trips) == 13 * product
+    assert bounds == [None, 7]
+    with pytest.raises(ValueError, match="2 loops whose length is data"):
+        counted(steps, X, W, 4, trips=lambda bounds: [10])
+    with pytest.raises(ValueError, match="how often they run is unknown"):
+        counted(steps, X, W, 4)
+
+
+def test_branches_devices_convolutions_and_groups_count():
+    product = 2 * 6 * 8 * 8
+
+    def branches(x, w):
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ w @ w, lambda: x @ w)
+
+    assert counted(branches, X, W) == 2 * product
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    rows, whole = PartitionSpec("a"), PartitionSpec()
+    each = jax.shard_map(
+        lambda x, w: x @ w, mesh=mesh, in_specs=(rows, whole), out_specs=rows, axis_names={"a"}
+    )
+    assert counted(each, X, W) == product
+    groups = jnp.array([2, 4])
+    weights = jnp.ones((2, 8, 5))
+    assert counted(lambda x: jax.lax.ragged_dot(x, weights, groups), X) == 2 * 6 * 5 * 8
+    image, kernel = jnp.ones((1, 3, 9, 9)), jnp.ones((4, 3, 2, 2))
+    convolve = lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID")  # noqa: E731
+    assert counted(convolve, image, kernel) == 2 * 4 * 8 * 8 * 3 * 2 * 2
+
+
+# Movement
+
+
+def moved(function, *args, trips=run_once):
+    return movement.of(jax.jit(function).lower(*args).compile().as_text(), trips)
+
+
+@pytest.mark.parametrize("length", [5, 10])
+def test_traffic_counts_in_loops_and_slices(length):
+    def scanned(x, w):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
+
+    x, w = jnp.ones((256, 512)), jnp.ones((length, 512, 512))
+    activations, weights = 4 * x.size, 4 * w[0].size
+    # Per layer: the slice is read and written, then read by the product, with x, and the result
+    # written, read and written by tanh. That the stack is not read whole each time is the point.
+    expected = length * (3 * weights + 4 * activations)
+    assert moved(scanned, x, w).traffic_bytes == pytest.approx(expected, rel=0.05)
+
+
+def test_collectives_count_in_loops():
+    mesh = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Auto,))
+
+    def arrays(length):
+        x = jax.ShapeDtypeStruct(
+            (64, 32), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("a"))
+        )
+        spec = PartitionSpec(None, None, "a")
+        w = jax.ShapeDtypeStruct((length, 32, 32), jnp.float32, sharding=NamedSharding(mesh, spec))
+        return x, w
+
+    def scanned(x, w):
+        def layer(x, w):
+            y = jnp.tanh(x @ w)
+            return jax.lax.with_sharding_constraint(
+                y, NamedSharding(mesh, PartitionSpec("a"))
+            ), None
+
+        return jax.lax.scan(layer, x, w)[0]
+
+    for length in (3, 6):
+        collectives = moved(scanned, *arrays(length)).collectives
+        (gather,) = [c for c in collectives if c.kind == "all-gather"]
+        assert (gather.group, gather.result_bytes, gather.static) == (8, 4 * 32 * 32, 1)
+        assert gather.runs == length
+        assert gather.sent_bytes == length * 4 * 32 * 32 * 7 / 8
+
+
+def test_asynchronous_collectives_count_once_and_reductions_say_what_they_send():
+    text = """\
+HloModule m, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %s = f32[] add(%a, %b)
+}
+
+%inside (p: bf16[2,4]) -> bf16[8,4] {
+  %p = bf16[2,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  ROOT %g = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%all-reduce-scatter (q: f32[32]) -> f32[8] {
+  %q = f32[32]{0} parameter(0)
+  %r = f32[32]{0} all-reduce(%q), channel_id=9, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %d = f32[8]{0} slice(%r), slice={[0:8]}
+}
+
+ENTRY %main (x: bf16[2,4], y: f32[32]) -> f32[32] {
+  %x = bf16[2,4]{1,0} parameter(0)
+  %y = f32[32]{0} parameter(1)
+  %start = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%x), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  %middle = bf16[8,4]{1,0:S(1)} fusion(%x), kind=kCustom, calls=%inside
+  %done = bf16[8,4]{1,0} all-gather-done(%start)
+  %scattered = f32[8]{0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter
+  ROOT %sum = f32[32]{0} all-reduce(%y), channel_id=11, replica_groups=mesh['i'=2,'j'=4] {'j'}, to_apply=%add
+}
+"""  # noqa: E501
+    found = {c.kind: c for c in movement.of(text, run_once).collectives}
+    assert set(found) == {"all-gather", "reduce-scatter", "all-reduce"}
+    gather, scatter, reduce = found["all-gather"], found["reduce-scatter"], found["all-reduce"]
+    assert (gather.runs, gather.group, gather.sent_bytes) == (1, 4, 64 * 3 / 4)
+    assert (scatter.runs, scatter.result_bytes, scatter.sent_bytes) == (1, 32, 32 * 3)
+    assert (reduce.runs, reduce.group, reduce.sent_bytes) == (1, 4, 2 * 128 * 3 / 4)
+
+
+# Memory over the cycle
+
+
+def call(name, *, arguments=0, results=0, peak=0, refused=None, **options):
+    memory = Memory(
+        arguments=arguments, host_arguments=options.pop("host", 0), results=results,
+        temporaries=0, peak=peak,
+    )  # fmt: skip
+    compiled = Compiled(
+        memory=None if refused else memory, refused_bytes=refused, flops=0, uncounted=(),
+        traffic_bytes=0, collectives=(), kernels=(), unknown_loops=0, compile_cpu_s=0,
+    )  # fmt: skip
+    defaults = {"phase": "sample", "at_once": 1, "per_step": 1, "makes": None, "frees": ()}
+    return Call(name=name, compiled=compiled, **{**defaults, **options})
+
+
+def test_the_cycle_adds_up():
+    found = cycle.moments(
+        {"weights": 100, "optimizer": 200},
+        [
+            # Reads the weights and 5 from the host, leaves 30, needs 20 more at its worst.
+            call("read", arguments=105, host=5, results=30, peak=155, makes="cache"),
+            # Takes 3 pieces of 10 out of the cache, each with its own place.
+            call(
+                "take", arguments=30, results=10, peak=41, at_once=3, makes="pieces",
+                frees=("cache",),
+            ),
+            # Reads the weights and the pieces.
+            call("draw", arguments=130, results=2, peak=180, frees=("pieces",)),
+            # Takes the place of its arguments, but for 70.
+            call("train", arguments=300, peak=370),
+        ],
+    )  # fmt: skip
+    assert [m.total for m in found] == [
+        300 + 5 + 50,
+        300 + 30 + 2 * 10 + 11,
+        300 + 30 + 50,
+        300 + 70,
+    ]
+    assert cycle.fullest(found).label == "sample: draw"
+    assert cycle.fits(found, 380)
+    assert not cycle.fits(found, 379)
+
+
+def test_what_is_refused_does_not_fit_whatever_it_said():
+    found = cycle.moments({"weights": 100}, [call("read", refused=900)])
+    assert found[0].total == 900
+    assert not cycle.fits(found, 1000)
+
+
+# The search
+
+
+@pytest.mark.parametrize("start", [1, 4, 9, 30, 100])
+def test_the_largest_that_fits_is_found_and_nothing_asked_twice(start):
+    for threshold in range(35):
+        asked = []
+
+        def fits(value, threshold=threshold, asked=asked):
+            asked.append(value)
+            return value <= 4 * threshold
+
+        found = search.largest(fits, start=4 * start, step=4, most=122)
+        assert found == 4 * min(threshold, 30)
+        assert len(asked) == len(set(asked)) <= 2 * math.log2(30) + 2
+        assert asked[0] == 4 * min(start, 30)
+
+
+def test_longer_completions_take_their_room_along():
+    cfg = configfile.load(ROOT / "configs" / "qwen3_4b_math.yaml")
+    ranges = search.ranges(cfg, row_shards=4, max_position=40_960)
+    longest = ranges["length"].put(cfg, ranges["length"].most)
+    assert 40_950 < longest.longest_sequence <= 40_960
+    assert longest.prompts.max_attempt_tokens == longest.sampling.max_new_tokens
+    assert ranges["prompts"].most == 32
+    with pytest.raises(ValueError, match=r"'row' is none of rows, prompts, length"):
+        search.parse_knobs("row")
+    assert search.parse_knobs("none") == ()
+
+
+# The programs of a plan are the programs of a run
+
+
+def test_a_run_compiles_the_programs_that_are_planned(tmp_path):
+    """JAX itself says what a run compiles, from a process of its own with one device."""
+    settings = [*SMALL, "--kl.weight", "0.1"]
+    ran = subprocess.run(
+        [
+            sys.executable, "-m", "cipo_jax.cli", "train", str(SMOKE), *settings,
+            "--run-dir", str(tmp_path / "run"),
+        ],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_LOG_COMPILES": "1"},
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    said = re.findall(
+        r"Compiling jit\((\w+)\) with global shapes and types \((.*?)\)\. Argument", ran.stderr
+    )
+    names = {"read_prompts", "_layer", "complete", "step"}
+    compiled = {
+        (name, tuple(re.findall(r"ShapedArray\(([^,)]*?\[[\d,]*\])", types)))
+        for name, types in said
+        if name in names
+    }
+
+    cfg = configfile.load(SMOKE, settings)
+    mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+    planned, phases, results = set(), [], None
+    generator = programs.programs(cfg, planned_architecture(cfg), mesh)
+    with contextlib.suppress(StopIteration), jax.set_mesh(mesh):
+        while True:
+            program = generator.send(results)
+            phases.append(program.phase)
+            traced = program.function.trace(*program.args, **program.static)
+            kept = traced.lower()._lowering.compile_args["kept_var_idx"]
+            types = [x.str_short() for i, x in enumerate(traced.jaxpr.in_avals) if i in kept]
+            planned.add((program.function.__name__, tuple(types)))
+            results = traced.out_info
+    assert planned == compiled
+    assert {name for name, _ in planned} == names
+    assert phases == ["sample"] * 4 + ["correct"] * 4 + ["train"] + ["evaluate"] * 12
+
+
+def test_operations_of_the_train_step_follow_the_formula():
+    """6 for each weight of a product and token, 2 more where a layer is computed again, and
+    attention's own."""
+    cfg = configfile.load(SMOKE, [*SMALL, "--train.rows-per-microbatch", "8", "--kl.weight", "0"])
+    arch = planned_architecture(cfg)
+    mesh = make_mesh(cfg.mesh)
+    (program,) = programs.programs(cfg, arch, mesh, ["train"])
+    with jax.set_mesh(mesh):
+        found = flops.count(program.function.trace(*program.args).jaxpr, program.trips).flops
+    state, _, batch = program.args
+    tokens = batch.token_BT.size
+    blocks = state.params.blocks
+    matrices = sum(x.size for x in jax.tree.leaves(blocks) if x.ndim > 2)
+    attention = 4 * arch.num_layers * arch.num_heads * arch.head_dim * cfg.train.row_tokens
+    forward = 2 * matrices + attention
+    head = 2 * arch.vocab_size * arch.model_dim
+    # With remat, forward twice and backward twice forward; so too the head's chunks.
+    assert found == pytest.approx(4 * (forward + head) * tokens, rel=0.08)
+
+
+# A real plan
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A plan for four v5e chips, made by libtpu's compiler."""
+    if not HAS_TPU_COMPILER:
+        pytest.skip("libtpu is made for Linux x86-64 only")
+    return plan.make(configfile.load(SMOKE, SMALL), hardware.parse("v5litepod-4"))
+
+
+@pytest.fixture
+def fast(made, monkeypatch):
+    """The command line with the plan that was made already."""
+
+    def use(found):
+        monkeypatch.setattr(plan, "make", lambda *args, **options: found)
+
+    use(made)
+    return use
+
+
+def test_a_plan_for_chips_that_are_not_there(made):
+    assert made.fits
+    assert made.hbm_bytes == int(15.75 * 2**30)
+    assert (made.num_devices, made.device_kind) == (4, "TPU v5 lite")
+    assert {p.call.label for p in made.programs} >= {
+        "sample: prefill",
+        "sample: decode",
+        "correct: prefill",
+        "correct: decode",
+        "train: train step",
+        "evaluate: greedy decode",
+        "evaluate: sampled decode",
+        "evaluate: corrected decode",
+    }
+    for planned in made.programs:
+        memory = planned.call.compiled.memory
+        assert memory.peak >= memory.arguments + memory.results
+        assert planned.moment.total > sum(made.resident.values())
+        assert planned.call.compiled.unknown_loops == 0
+    trained = {p.call.label: p for p in made.programs}["train: train step"]
+    kinds = {c.kind for c in trained.call.compiled.collectives}
+    assert kinds & {"all-reduce", "reduce-scatter"}
+    assert "all-gather" in kinds
+    # AdamW has two moments for each weight, and the KL penalty a copy of the weights.
+    weights, moments, frozen = made.resident.values()
+    assert weights == frozen
+    assert 2 * weights <= moments < 2.1 * weights + 4096
+    assert "libtpu" in made.versions
+
+
+def test_json_is_one_object_and_the_exit_status_says_whether_it_fits(made, fast, capsys, tmp_path):
+    arguments = ["plan", str(SMOKE), "--topology", "v5litepod-4"]
+    assert cli.main([*arguments, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["fits"] is True
+    assert said["hbm_bytes"] == made.hbm_bytes
+    assert said["peak_bytes"] == max(p["total_bytes"] for p in said["programs"])
+    fast(dataclasses.replace(made, hbm_bytes=said["peak_bytes"] - 1))
+    assert cli.main([*arguments, "--picture", str(tmp_path / "memory.png")]) == 1
+    assert "does not fit" in capsys.readouterr().out
+    assert (tmp_path / "memory.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_name_every_program(made, fast, capsys):
+    cli.main(["plan", str(SMOKE), "--topology", "v5litepod-4"])
+    printed = capsys.readouterr().out
+    assert "fits" in printed.splitlines()[1]
+    for planned in made.programs:
+        assert planned.call.label in printed
+    assert "no measurement" in printed
+    assert made.versions["jax"] in printed
+
+
+def test_a_run_that_does_not_divide_over_the_slice_is_refused():
+    if not HAS_TPU_COMPILER:
+        pytest.skip("libtpu is made for Linux x86-64 only")
+    cfg = configfile.load(SMOKE, [*SMALL, "--mesh.tensor", "3"])
+    with pytest.raises(ValueError, match="does not make 4 devices"):
+        plan.make(cfg, hardware.parse("v5litepod-4"))
+
+
+def test_without_a_compiler_the_way_out_is_said(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    wanted = hardware.parse("v5e:4x4")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.raises(ImportError, match=r"pip install 'cipo-jax\[tpu\]'"):
+        devices.check_compiler(wanted)
+    with pytest.raises(ImportError, match=r"pip install 'cipo-jax\[cuda12\]'"):
+        devices.check_compiler(hardware.parse("h100:8"))
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    with pytest.raises(ImportError, match=r"not made for Darwin arm64"):
+        devices.check_compiler(wanted)
