@@ -145,6 +145,7 @@ def test_a_number_at_the_end_is_found(value: int, prose: str) -> None:
         ("What is the answer? I think it's 9.", "9"),
         ("so $x=3$ and 4", "4"),
         ("we get $x=3$.", "x=3"),
+        ("The answer is not 5, it is 6", "6"),
         ("<think>\\boxed{3}</think>It is 5.", "5"),
         ("", ""),
         ("I give up", ""),
@@ -248,6 +249,29 @@ EQUAL = [
     ("2,1", maths("1, 2", all_of=True)),
     ("2 \\text{ cm} \\text{ and } 1 \\text{ cm}", maths("1", "2", all_of=True, unit="cm")),
     ("2\\text{ cm}, 1\\text{ cm}", maths("1", "2", all_of=True, unit="cm")),
+    ("\\{1, 2\\}", maths("1", "2", all_of=True)),
+    # Odd spellings of right answers.
+    ("0.\\overline{3}", maths("\\frac{1}{3}")),
+    ("-1.1\\overline{6}", maths("-7/6")),
+    ("1 000", maths("1000")),
+    ("\\frac{1}{4}\\pi", maths("\\frac{\\pi}{4}")),
+    ("1\\frac{1}{2}\\pi", maths("\\frac{3\\pi}{2}")),
+    ("1{,}234\\pi", maths("1234\\pi")),
+    ("\\emptyset", maths("\\varnothing")),
+    ("5^{0.5}", maths("\\sqrt{5}")),
+    ("e^{i\\pi}", maths("-1")),
+    ("\\frac{1}{1+i}", maths("\\frac{1-i}{2}")),
+    ("1 \\le x \\le 2", maths("[1,2]")),
+    ("x<1 \\text{ or } x>2", maths("(-\\infty,1)\\cup(2,\\infty)")),
+    ("\\approx 9.81", maths("9.8", tolerance=0.01)),
+    ("√2", maths("\\sqrt{2}")),
+    ("2√(x+1)", maths("2\\sqrt{1+x}")),
+    ("5²", maths("25")),
+    ("2½", maths("2.5")),
+    ("45°", maths("45^\\circ")),
+    ("∞", maths("\\infty")),
+    ("1⁄2", maths("0.5")),
+    ("\u200b5", maths("5")),
 ]
 
 DIFFERENT = [
@@ -278,6 +302,14 @@ DIFFERENT = [
     ("1,1", maths("1", "2", all_of=True)),
     ("1,2,3", maths("1", "2", all_of=True)),
     ("\\frac{}", maths("5")),
+    ("5=6", maths("6")),
+    ("1 < x < 2", maths("(1,2]")),
+    ("t<1", maths("x<1")),
+    ("2i", maths("-2i")),
+    ("\\approx 9.81", maths("9.8")),
+    ("0.\\overline{3}", maths("0.3")),
+    ("5\u202e6", maths("5")),
+    ("e^{e^{e^{e^{10}}}}", maths("1")),
 ]
 
 
@@ -300,9 +332,11 @@ def test_no_answer(completion: str) -> None:
     assert (verdict.status, verdict.reason) == (WRONG, "no_answer")
 
 
-def test_a_very_long_answer_is_wrong_at_once() -> None:
-    verdict = judge(boxed("(" * 5000 + "1" + ")" * 5000), maths("1"))
+@pytest.mark.parametrize("depth", [5000, 200, 25])
+def test_a_very_long_or_deep_answer_is_wrong_at_once(depth: int) -> None:
+    verdict = judge(boxed("(" * depth + "1" + ")" * depth), maths("1"))
     assert (verdict.status, verdict.reason) == (WRONG, "bad_format")
+    assert judge(boxed("(" * 8 + "1" + ")" * 8), maths("1")).status is RIGHT
 
 
 def test_a_reference_that_cannot_be_read_is_the_graders_fault() -> None:

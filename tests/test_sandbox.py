@@ -129,6 +129,7 @@ def test_system_call_numbers_are_those_of_the_headers(machine: str) -> None:
 # --- the filter, run by an interpreter of its own: both machines, every call, every argument ------
 
 ALLOW, EPERM, EACCES, ENOSYS, KILL = 0x7FFF0000, 0x50001, 0x5000D, 0x50026, 0x80000000
+GRANTED = 0x50000  # refused with no error: the caller believes that it was done
 ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
@@ -177,8 +178,15 @@ def test_the_filter_decides_every_call_by_the_list(machine: str, strict: bool) -
     assert call("clone3", 0, 88) == ENOSYS
     assert call("tgkill", 77, 77, 6) == ALLOW
     assert call("tgkill", 78, 78, 6) == EPERM
-    assert call("prlimit64", 0) == ALLOW
-    assert call("prlimit64", 1) == EPERM
+    assert call("tgkill", 77, 77, 9) == EPERM
+    stack, cpu, pointer = 3, 0, 0x7FFF12345678
+    for pid in (0, 77):
+        assert call("prlimit64", pid, cpu, 0) == ALLOW
+        assert call("prlimit64", pid, cpu, pointer) == EPERM
+        assert call("prlimit64", pid, cpu, pointer & ~0xFFFFFFFF) == EPERM
+        assert call("prlimit64", pid, stack, pointer) == GRANTED
+    assert call("prlimit64", 1, cpu, 0) == EPERM
+    assert call("prlimit64", 1, stack, pointer) == EPERM
     assert call("prctl", 15) == ALLOW
     assert call("prctl", 1) == EPERM
     assert call("fcntl", 3, 1) == ALLOW

@@ -1,6 +1,7 @@
 """The pool: order, deadlines, its own failures, and what is left when it ends or is killed."""
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import os
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -172,15 +173,33 @@ def test_cases_share_one_deadline() -> None:
     assert verdict.seconds < 3.0
 
 
-def test_survives_the_death_of_its_processes() -> None:
-    """All cells are killed while a program runs: it is run again. Then the nursery is killed."""
+def runs_a_program(pid: int) -> bool:
+    """Whether the filter is on: of the family, only programs have it."""
+    try:
+        return "Seccomp:\t2\n" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], object], within_s: float = 30.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("victims", ["all", "program"])
+def test_survives_the_death_of_its_processes(victims: str) -> None:
+    """All cells, or the program alone (as the system does for want of memory), are killed while it
+    runs: it is run again. Then the nursery is killed."""
+    me = os.getpid()
     with VerifierPool(Verify(workers=1)) as pool:
         nursery = pool._nurseries["code"].pid
-        slow = program("import time\ntime.sleep(0.5)\nprint(42)")
+        slow = program("import time\ntime.sleep(1.0)\nprint(42)")
         future = pool.submit(slow, FORTY_TWO)
-        time.sleep(0.25)
-        for pid in family(os.getpid()):
-            if pid != nursery:
+        wait_until(lambda: any(map(runs_a_program, family(me))))
+        for pid in family(me):
+            if pid != nursery and (victims == "all" or runs_a_program(pid)):
                 os.kill(pid, signal.SIGKILL)
         assert future.result().reward == 1.0
         os.kill(nursery, signal.SIGKILL)
@@ -195,7 +214,8 @@ def test_what_keeps_failing_is_unknown_not_wrong() -> None:
         while not future.done():
             for pid in family(os.getpid()):
                 if pid != nursery:
-                    os.kill(pid, signal.SIGKILL)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
         verdict = future.result()
         assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra")
@@ -215,6 +235,68 @@ def test_a_program_can_not_make_its_verdict_unknown(pool: VerifierPool) -> None:
               "import os; os._exit(114)", "raise MemoryError", "return lambda: 1"]  # fmt: skip
     for verdict in pool.map([(program(f"def f(): {body}"), tests) for body in bodies]):
         assert verdict.status is Status.WRONG, verdict
+
+
+HOSTILE_TO_TESTS = [
+    # (what the function returns, tests that a right function would pass)
+    ("'x' * 3_000_000", "assert f() == 1, f'got {f()!r}'"),  # a complaint over the output limit
+    ("'undefined'", "assert eval(f()) == 7"),
+    ("'1 +'", "assert eval(f()) == 7"),
+    ("'no_such_module'", "import importlib\nassert importlib.import_module(f()).x"),
+    ("10**9", "assert [0] * (8 * f()) == [0]"),  # the memory of the tests' process
+    ("[" * 60 + "]" * 60, "assert f([[[[f()]]]]) == 1"),  # given back, it is too deep to cross
+    ("float('nan')", "assert not (f() < 0 or f() > 10)"),
+    ("[1.0, {'x': float('nan')}]", "x = f()[1]['x']\nassert not abs(x - 3) > 0.1"),
+    ("complex('nan')", "assert f() != 3"),
+]
+
+
+@pytest.mark.parametrize(("returned", "tests"), HOSTILE_TO_TESTS)
+def test_a_returned_value_breaks_the_tests_and_not_the_verdict(
+    pool: VerifierPool, returned: str, tests: str
+) -> None:
+    reference = AssertsReference(function="f", tests=tests)
+    verdict = pool.submit(program(f"def f(*x): return {returned}"), reference).result()
+    assert verdict.status is Status.WRONG, verdict
+
+
+def test_nan_is_right_where_the_tests_speak_of_it(pool: VerifierPool) -> None:
+    source = program("def f(x): return float('nan') if x else 1.5")
+    tests = "import math\nassert math.isnan(f(1))\nassert f(0) == 1.5"
+    assert pool.submit(source, AssertsReference(function="f", tests=tests)).result().reward == 1.0
+
+
+COLLIDING = ",".join(f'["i","{n * (2**61 - 1):#x}"]' for n in range(2000))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '["f","0x1p99999"]',
+        '["c","0x1p99999","0x0p0"]',
+        '["i","12345678901234567890zz"]',
+        '["l",[["f","nan"]',
+        '["d",[[["l",[]],null]]]',
+        '["s",[["i","-0x1"],["i","-0x2"],["d",[]]]]',
+        "[" * 3000,
+        "NaN",
+        "\xff\xfe",
+        f'["s",[{COLLIDING}]]',
+    ],
+)
+def test_forged_results_are_wrong(pool: VerifierPool, line: str) -> None:
+    """Whatever stands on the channel: no exception, no crash, no time taken here."""
+    source = f"import os\ndef f():\n    os.write(4, {line.encode()!r} + b'\\n')\n    os._exit(0)"
+    verdict = pool.submit(program(source), CallsReference(function="f", cases=(((), 1),))).result()
+    assert verdict.status is Status.WRONG, verdict
+
+
+def test_given_code_may_stand_before_imports_from_the_future(pool: VerifierPool) -> None:
+    source = program("from __future__ import annotations\n\ndef f(x: Undefined): return g(x)")
+    given = "def g(x):\n    return x + 1"
+    tests = AssertsReference(function="f", tests="assert f(1) == 2", prelude=given)
+    calls = CallsReference(function="f", cases=(((1,), 2),), prelude=given)
+    assert [v.reward for v in pool.map([(source, tests), (source, calls)])] == [1.0, 1.0]
 
 
 def test_broken_tests_are_unknown(pool: VerifierPool) -> None:

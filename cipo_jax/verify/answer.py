@@ -6,25 +6,15 @@ rational numbers or as the same text, or with computer algebra where that says n
 
 A verdict's `detail["answer"]` is the answer in canonical form (`1/2` for 0.5 and for
 \frac{1}{2}), to vote by, and to see whether a correction only repeats its attempt.
-
-math-verify (latex2sympy and sympy underneath) can be kept busy for ever by a short answer, and its
-own alarm neither works outside a main thread nor interrupts big-integer arithmetic. So `judge` sets
-no limit of time; it belongs into a process that can be killed, and `VerifierPool` keeps such.
-
-Where it is too lenient, exact rules come first: it drops the base of 12_5, rounds to six decimals
-(so 1/3 = 0.333333, and any two quantities below 1e-7 are equal), and takes 50% for 50 and for 0.5.
-Of these only the last is kept, since problems that ask for a percentage are answered either way.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Any
 
+from cipo_jax.verify import algebra
 from cipo_jax.verify.extract import (
     MAX_ANSWER_CHARS,
     MAX_COMPLETION_CHARS,
@@ -32,7 +22,8 @@ from cipo_jax.verify.extract import (
     last_box,
     parts,
 )
-from cipo_jax.verify.number import last_number, plain_digits, rational
+from cipo_jax.verify.number import last_number, rational
+from cipo_jax.verify.spelling import formatless
 from cipo_jax.verify.units import has_unit, without_unit
 from cipo_jax.verify.verdict import (
     MathReference,
@@ -45,16 +36,13 @@ from cipo_jax.verify.verdict import (
     wrong,
 )
 
-SAME_DECIMAL = Fraction(1, 10**9)
-"""Relative distance up to which a decimal may stand for an irrational number."""
+MAX_NESTING = 24
+"""Brackets within brackets; a deeper answer is wrong, unread: it would keep the parser busy."""
 
-_FORMATTING = re.compile(
-    r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|[,!;:()\[\] ])|[$~]|^\s*=\s*"
-)
-_LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
-_ONE_CHAR_GROUP = re.compile(r"([_^])\{(\w)\}")
 _HAS_BASE = re.compile(r"[0-9][0-9A-Za-z]*_\{?(?:\d{1,2}|\\text\{\w+\})\}?")
 _PLUS_MINUS = re.compile(r"\\pm|±")
+_ABOUT = re.compile(r"^\s*(?:\\approx|\\simeq|\\sim|≈|~)\s*")
+_OPENS_OR_CLOSES = re.compile(r"[{(\[]|[})\]]")
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 Equal = Callable[[str, str, float], bool]
@@ -85,7 +73,8 @@ def fast_path(completion: str, reference: Reference) -> Verdict | None:
 def judge(completion: str, reference: NumberReference | MathReference) -> Verdict:
     """The verdict on a completion that answers with a number or with mathematics.
 
-    May take for ever and any memory on a hostile answer: call it in a process that has limits.
+    May take for ever and any memory on a hostile answer (see `algebra.py`): call it in a process
+    that can be killed. `VerifierPool` keeps such.
 
     Returns: right or wrong; unknown (`infra`) if math-verify can't read the reference, which is not
       the model's fault.
@@ -96,12 +85,12 @@ def judge(completion: str, reference: NumberReference | MathReference) -> Verdic
     answer = final_answer(completion)
     if not answer:
         return wrong("no_answer")
-    if len(answer) > MAX_ANSWER_CHARS:
+    if len(answer) > MAX_ANSWER_CHARS or _nesting(answer) > MAX_NESTING:
         return wrong("bad_format", answer=answer[:200])
     read = _canonical(answer, reference.unit)
     if _is_right(answer, reference, _is_equal):
         return right(answer=read)
-    if unreadable := [gold for gold in reference.answers if not _is_readable(gold)]:
+    if unreadable := [gold for gold in reference.answers if not algebra.is_readable(gold)]:
         return unknown("infra", answer=read, unreadable_reference=unreadable[0])
     return wrong("wrong_answer", answer=read)
 
@@ -161,6 +150,8 @@ def _is_right(answer: str, reference: MathReference, equal: Equal) -> bool:
 
 def _is_same(answer: str, gold: str, reference: MathReference, equal: Equal) -> bool:
     answer, gold = (without_unit(text, reference.unit) for text in (answer, gold))
+    if reference.tolerance:
+        answer = _ABOUT.sub("", answer)
     if reference.unit and has_unit(answer) and not has_unit(gold):
         return False  # another unit
     return equal(answer, gold, reference.tolerance)
@@ -170,7 +161,7 @@ def _all_parts(answers: Sequence[str]) -> list[str]:
     r"""Every listed answer on its own; `a \pm b` is two of them."""
     found = []
     for answer in answers:
-        for part in parts(_formatless(answer)):
+        for part in parts(_without_braces(formatless(answer))):
             if len(_PLUS_MINUS.findall(part)) == 1:
                 found += [_PLUS_MINUS.sub(sign, part).removeprefix("+") for sign in "+-"]
             else:
@@ -184,12 +175,12 @@ def _is_plainly_equal(answer: str, gold: str, tolerance: float) -> bool:
 
 def _is_equal(answer: str, gold: str, tolerance: float) -> bool:
     plain = _compare_plainly(answer, gold, tolerance)
-    return _is_equal_by_algebra(answer, gold, tolerance) if plain is None else plain
+    return algebra.is_equal(answer, gold, tolerance) if plain is None else plain
 
 
 def _compare_plainly(answer: str, gold: str, tolerance: float) -> bool | None:
     """Exact comparison; None where the answers are neither the same text nor both rational."""
-    answer, gold = _formatless(answer), _formatless(gold)
+    answer, gold = formatless(answer), formatless(gold)
     if answer == gold:
         return bool(answer)
     if _HAS_BASE.fullmatch(answer) or _HAS_BASE.fullmatch(gold):
@@ -212,12 +203,18 @@ def _is_close(value: Fraction, gold: Fraction, tolerance: Fraction) -> bool:
     return abs(value - gold) <= tolerance * abs(gold)
 
 
-def _formatless(text: str) -> str:
-    """`text` without what only concerns its looks."""
-    text = plain_digits(text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac"))
-    text = _FORMATTING.sub(" ", text.replace("\\%", "%").replace("\\$", ""))
-    text = _ONE_CHAR_GROUP.sub(r"\1\2", text)
-    return _LOOSE_SPACE.sub("", text.strip()).rstrip(".")
+def _without_braces(text: str) -> str:
+    """The elements of a set, where the whole text is one set."""
+    inner = text.removeprefix("\\{").removesuffix("\\}")
+    return inner if len(text) - len(inner) == 4 and "\\{" not in inner else text
+
+
+def _nesting(text: str) -> int:
+    depth = deepest = 0
+    for match in _OPENS_OR_CLOSES.finditer(text):
+        depth += 1 if match[0] in "{([" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _percentless(text: str) -> str:
@@ -228,67 +225,10 @@ def _canonical(answer: str, unit: str) -> str:
     """The answer in a form in which equal answers are mostly the same text: rational numbers as
     `n/d`, other mathematics without its formatting, several parts in one order.
     """
-    texts = [_formatless(without_unit(part, unit)) for part in parts(answer)]
+    texts = [formatless(without_unit(part, unit)) for part in parts(answer)]
     values = [rational(_percentless(text)) for text in texts]
     return ", ".join(
         sorted(
             text if value is None else str(value) for text, value in zip(texts, values, strict=True)
         )
     )
-
-
-# --- computer algebra ---------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=1024)
-def _parsed(text: str) -> Any:
-    """The sympy expression that math-verify reads in the text of one answer; None if it can't."""
-    import math_verify
-
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that no alarm is set
-    found = math_verify.parse(
-        "\\boxed{" + text + "}",
-        [math_verify.LatexExtractionConfig()],
-        fallback_mode="no_fallback",
-        parsing_timeout=None,
-    )
-    return found[0] if found else None
-
-
-def _is_readable(gold: str) -> bool:
-    return rational(gold) is not None or _parsed(_formatless(gold)) is not None
-
-
-def _is_equal_by_algebra(answer: str, gold: str, tolerance: float) -> bool:
-    import math_verify
-
-    gold_expr, expr = _parsed(_formatless(gold)), _parsed(_formatless(answer))
-    if gold_expr is None or expr is None:
-        return False
-    distance = _relative_distance(expr, gold_expr)
-    if tolerance and distance is not None and "%" not in answer + gold:
-        return distance <= Fraction(tolerance)
-    if not math_verify.verify(gold_expr, expr, timeout_seconds=None):
-        return False
-    # It rounds to six decimals and cuts off below 1e-15, which makes all small quantities equal.
-    return distance is None or "%" in answer + gold or distance <= SAME_DECIMAL
-
-
-def _relative_distance(expr: Any, gold: Any) -> Fraction | None:
-    """|expr - gold| / |gold| of two real numbers, to about 30 digits; None for anything else."""
-    import sympy
-
-    values = []
-    for each in (expr, gold):
-        if isinstance(each, sympy.Eq):
-            each = each.rhs
-        if not isinstance(each, sympy.Expr) or not each.is_number:
-            return None
-        value = sympy.N(each.doit(), 30)
-        if not value.is_Float and not value.is_Integer and not value.is_Rational:
-            return None
-        values.append(sympy.Rational(value))
-    value, gold_value = (Fraction(int(v.p), int(v.q)) for v in values)
-    if gold_value == 0:
-        return Fraction(0) if value == 0 else Fraction(1)
-    return abs(value - gold_value) / abs(gold_value)

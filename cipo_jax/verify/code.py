@@ -43,6 +43,7 @@ MAX_COMPLETION = 2**20
 
 # One way to match a line, so that hostile text costs no more than its length.
 _FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import [\w, ]+$", re.MULTILINE)
 _LANGUAGES = {"", "python", "python3", "py", "py3"}
 _DECIMAL = re.compile(r"[+-]?(\d{1,40}\.\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?")
 
@@ -190,6 +191,8 @@ def judge_asserts(
         os.close(report)
     if not (tested.is_ready and solved.is_ready):
         raise SandboxError("the lock-down failed, so the program was not run.")
+    if tested.is_killed or solved.is_killed:
+        raise SandboxError("something outside the sandbox killed the program.")
     said = complaint.decode(errors="replace")[-500:]
     if tested.is_timeout:
         return wrong("timeout")
@@ -202,6 +205,9 @@ def judge_asserts(
             return wrong("runtime_error", tests=said)
         case programs.SOLVER_GONE:
             return wrong(_failure(solved, limits) or "no_result")
+    if tested.status == programs.MEMORY or tested.status < 0:
+        # Sound tests do so only on a value that no sound function returns.
+        return wrong(_failure(tested, limits) or "no_result", tests=said)
     return unknown("infra", error="the tests themselves fail", status=tested.status, tests=said)
 
 
@@ -248,7 +254,11 @@ def _refuse(source: str) -> Verdict | None:
 
 
 def _joined(prelude: str, source: str) -> str:
-    return f"{prelude}\n{source}" if prelude else source
+    """The model's code after the given one, but for imports that must stand first."""
+    if not prelude:
+        return source
+    first = "".join(f"{line}\n" for line in _FUTURE.findall(source))
+    return f"{first}{prelude}\n{_FUTURE.sub('', source)}"
 
 
 def _left(limits: Limits, deadline: float, case_s: float) -> Limits | None:

@@ -35,7 +35,9 @@ _JOINT = re.compile(
     r"(?:[ \t$*,;]|\n(?!\s*\n)|\\[,;:()\[\] ]|\\q?quad|[A-Za-z](?:_\{?\w\}?)?\s?=|" + _AND_OR + ")*"
 )
 _MAX_JOINT_CHARS = 40
-_ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b|[:=])[\s:*]{0,8}", re.IGNORECASE)
+_ANSWER_IS = re.compile(
+    r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b(?!\s+not\b)|[:=])[\s:*]{0,8}", re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)|\n|[,;]?\s(?:because|since|as|so|which|where|when)\s")
 _SEPARATOR = re.compile(r"\\[{}]|[{}()\[\]]|[,;]|" + _AND_OR)
 _THOUSANDS = re.compile(r"(?<=\d)(?<!\d{4}),\d{3}(?!\d)")

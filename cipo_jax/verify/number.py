@@ -14,7 +14,11 @@ MAX_NUMBER_CHARS = 400
 
 MAX_EXPONENT = 400
 
-_SAME = str.maketrans("−﹣－–٫０１２３４５６７８９．／", "----.0123456789./")
+_SAME = str.maketrans(
+    "−﹣－–٫０１２３４５６７８９．／",
+    "----.0123456789./",
+    "\u200b\u200c\u200d\u2060\ufeff",  # characters that are not seen
+)
 
 _GROUPED = r"\d{1,3}(?:,\d{3}){1,40}(?!\d)"
 _UNSIGNED = rf"(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,20}}(?!\w))?"
@@ -27,6 +31,9 @@ _FRAC = re.compile(
     r"(?:\{\s?(-?)(\d{1,200})\s?\}\s?\{\s?(\d{1,200})\s?\}|()(\d)\s?(\d))",
     re.ASCII,
 )
+_REPEATING = re.compile(
+    r"(?<![\d.,])(\d{0,40})\.(\d{0,40})\\(?:overline|bar)\s?\{\s?(\d{1,40})\s?\}", re.ASCII
+)
 _POWER_OF_TEN = re.compile(
     r"(?<=\d)\s{0,2}(?:\\times|\\cdot|×|·|\*)\s{0,2}10\s?\^\s?"
     r"(?:\{\s?([-+]?\d{1,4})\s?\}|([-+]?\d{1,4}))",
@@ -37,14 +44,33 @@ _SPACED_GROUP = re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}\s?)(?=\d)", re.ASCII)
 
 def plain_digits(text: str) -> str:
     r"""`text` with LaTeX and Unicode forms of numbers spelled in ASCII: `\frac{1}{2}` as `1/2`,
-    `1\frac{1}{2}` as `3/2`, `2\times 10^{-3}` as `2e-3`, `1{,}234` as `1,234`.
+    `1\frac{1}{2}` as `3/2`, `2\times 10^{-3}` as `2e-3`, `1{,}234` as `1,234`,
+    `0.\overline{3}` as `3/9`.
     """
     if not text.isascii():
         text = text.translate(_SAME)
     if "\\" in text or "{,}" in text:
         text = _SPACED_GROUP.sub(lambda m: "," if "{" in m[0] else "", text)
-        text = _FRAC.sub(_ratio_text, text)
+        text = _REPEATING.sub(_repeating_text, _FRAC.sub(_ratio_text, text))
     return _POWER_OF_TEN.sub(lambda m: f"e{m[1] or m[2]}", text) if "^" in text else text
+
+
+def as_latex(text: str) -> str:
+    r"""The same for a formula that goes on: digits in ASCII, no separators of thousands, and mixed
+    and repeating numbers as fractions; but `\frac{1}{4}` stays, since more may follow it.
+    """
+    if not text.isascii():
+        text = text.translate(_SAME)
+    if "\\" not in text and "{,}" not in text:
+        return text
+    text = _SPACED_GROUP.sub("", text)
+    text = _FRAC.sub(lambda m: m[0] if m[1] is None else _as_frac(_ratio_text(m)), text)
+    return _REPEATING.sub(lambda m: _as_frac(_repeating_text(m)), text)
+
+
+def _as_frac(ratio: str) -> str:
+    top, slash, bottom = ratio.partition("/")
+    return f"\\frac{{{top}}}{{{bottom}}}" if slash else ratio
 
 
 def _ratio_text(match: re.Match[str]) -> str:
@@ -52,6 +78,12 @@ def _ratio_text(match: re.Match[str]) -> str:
     if whole is None:
         return f"{minus}{top}/{bottom}"
     return match[0] if minus else f"{int(whole) * int(bottom) + int(top)}/{bottom}"
+
+
+def _repeating_text(match: re.Match[str]) -> str:
+    whole, fixed, repeated = match.groups()
+    ratio = int(whole + fixed + repeated) - int((whole + fixed) or "0")
+    return f"{ratio}/{'9' * len(repeated)}{'0' * len(fixed)}"
 
 
 def rational(text: str) -> Fraction | None:

@@ -38,11 +38,13 @@ class Exit:
     is_ready: the lock-down held and the program was started; False is the verifier's own failure.
     status: exit code, or minus the signal that killed it.
     is_timeout: the wall-clock limit was reached and the cell killed it.
+    is_killed: something outside the sandbox killed it (the system, for want of memory).
     """
 
     is_ready: bool
     status: int
     is_timeout: bool
+    is_killed: bool
     cpu_s: float
     peak_bytes: int
 

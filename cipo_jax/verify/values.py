@@ -16,6 +16,8 @@ MAX_DEPTH = 64
 MAX_CHARACTERS = 4_000_000
 MAX_ITEMS = 200_000
 """Items of one iterator that is drained into a list."""
+MAX_COLLISIONS = 16
+"""Keys of one set or dict that may have the same hash, equal ones included."""
 
 _SEQUENCES: dict[type, str] = {list: "l", tuple: "t", set: "s", frozenset: "z"}
 _FROM_TAG = {tag: kind for kind, tag in _SEQUENCES.items()}
@@ -26,14 +28,18 @@ _FLATTENED_TO_LIST = {
 _FLATTENED_TO_DICT = {collections.Counter, collections.OrderedDict, collections.defaultdict}
 
 
+class ForeignTypeError(ValueError):
+    """A value is of a type that has no encoding."""
+
+
 def encode(value: Any) -> str:
     """The text of a value.
 
     Lazy sequences (range, map, generators, deque) become lists and the dict classes of
     `collections` become dicts, as a checker that prints them would see them.
 
-    Raises: ValueError for any other type, subclasses of builtins included, for nesting deeper than
-      `MAX_DEPTH` and for text longer than `MAX_CHARACTERS`.
+    Raises: ForeignTypeError for any other type, subclasses of builtins included; ValueError for
+      nesting deeper than `MAX_DEPTH` and for text longer than `MAX_CHARACTERS`.
     """
     text = json.dumps(_pack(value, 0), separators=(",", ":"))
     if len(text) > MAX_CHARACTERS:
@@ -50,7 +56,7 @@ def decode(text: str | bytes) -> Any:
         raise ValueError(f"the value takes {len(text)} characters; at most {MAX_CHARACTERS}.")
     try:
         return _unpack(json.loads(text), 0)
-    except (RecursionError, TypeError, UnicodeDecodeError) as error:
+    except (RecursionError, TypeError, OverflowError) as error:
         raise ValueError(f"not an encoded value: {error}.") from None
 
 
@@ -63,6 +69,15 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, dict) and isinstance(right, dict):
         return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
     return bool(left == right)
+
+
+def has_nan(value: Any) -> bool:
+    """Whether a decoded value is or holds a float that is no number."""
+    if isinstance(value, dict):
+        return any(map(has_nan, value)) or any(map(has_nan, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(has_nan, value))
+    return isinstance(value, float | complex) and value != value
 
 
 def _pack(value: Any, depth: int) -> Any:
@@ -88,7 +103,9 @@ def _pack(value: Any, depth: int) -> Any:
         return [_SEQUENCES[kind], [_pack(item, depth + 1) for item in value]]
     if kind is dict or kind in _FLATTENED_TO_DICT:
         return ["d", [[_pack(k, depth + 1), _pack(v, depth + 1)] for k, v in dict.items(value)]]
-    raise ValueError(f"a value of type {kind.__name__[:80]} can't cross: only builtin types do.")
+    raise ForeignTypeError(
+        f"a value of type {kind.__name__[:80]} can't cross: only builtin types do."
+    )
 
 
 def _drain(iterable: Any) -> list[Any]:
@@ -132,6 +149,6 @@ def _hashable(keys: list[Any]) -> list[Any]:
     """The keys, unless they were chosen to collide: a set of thirty thousand integers of one hash
     takes this process, which is the trainer's, ten seconds to build.
     """
-    if len(keys) > 1000 and len({hash(key) for key in keys}) < len(keys) // 2:
+    if max(collections.Counter(map(hash, keys)).values(), default=0) > MAX_COLLISIONS:
         raise ValueError("the keys of a set or dict collide.")
     return keys

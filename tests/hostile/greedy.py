@@ -90,6 +90,15 @@ CASES = [
           "import os\ndef f():\n    os.write(4, b'[' * 900000)\n    os._exit(0)", "no_result",
           reference=F),
     _case("g34 module that spins on import", "while True: pass", "timeout", reference=ASSERT_F),
+    _case("g36 kills itself", "import signal\nsignal.raise_signal(signal.SIGKILL)",
+          "runtime_error"),
+    _case("g37 asks to be killed early",
+          "import resource\ntry: resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\n"
+          "except (OSError, ValueError): print('safe')", "ok"),
+    _case("g38 timers that would kill it",
+          "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+          "event = (ctypes.c_int * 16)(0, 0, 9, 0)\ntimer = ctypes.c_long()\n"
+          "print('safe' if libc.timer_create(1, event, ctypes.byref(timer)) else 'made')", "ok"),
     _case("g35 huge frame announced to the tester",
           "import os\nos.write(4, b'\\xff\\xff\\xff\\xff')\nimport time\ntime.sleep(25)\n"
           "def f(): return 1", "no_result", "runtime_error", "timeout", reference=ASSERT_F),

@@ -91,6 +91,23 @@ CASES = [
          source="def f(x):\n    return (float('nan'), float('inf'), 10**5000, -0.0)",
          reference=CallsReference(function="f", cases=(
              ((1,), (float("nan"), float("inf"), 10**5000, 0.0)),))),
+    Case(name="h24 asks for a larger stack, as scripts do", reference=NOTHING, reasons=("ok",),
+         source="import resource, sys\nsys.setrecursionlimit(10**6)\n"
+                "resource.setrlimit(resource.RLIMIT_STACK, (resource.RLIM_INFINITY,) * 2)\n"
+                "def f(n): return 0 if n == 0 else 1 + f(n - 1)\nprint(42 if f(50000) else 0)"),
+    Case(name="h25 all the ways to read", reasons=("ok",),
+         reference=StdioReference(cases=(("1\n2\n3\n4\n5\n6", "21"),)),
+         source="import sys, fileinput\na = int(input())\nb = int(sys.stdin.readline())\n"
+                "c = int(next(iter(sys.stdin)))\nd = int(sys.stdin.buffer.readline() or 0)\n"
+                "print(a + b + c + sum(map(int, sys.stdin.read().split())) + d)"),
+    Case(name="h26 open(0) and a file name", reasons=("ok",),
+         reference=StdioReference(cases=(("4 2", "42 solution.py"),)),
+         source="a, b = open(0).read().split()\nprint(a + b, __file__)"),
+    Case(name="h27 unbuffered writes", reference=NOTHING, reasons=("ok",),
+         source="import os, sys\nos.write(1, b'4')\nsys.stdout.buffer.write(b'2')\n"),
+    Case(name="h28 raise_signal and handlers", reference=NOTHING, reasons=("ok",),
+         source="import signal\nsignal.signal(signal.SIGALRM, lambda *a: print(42))\n"
+                "signal.raise_signal(signal.SIGALRM)"),
     # Honest mistakes.
     Case(name="m01 wrong answer", reference=SUM, reasons=("wrong_answer",), source="print(7)"),
     Case(name="m02 raises", reference=SUM, reasons=("runtime_error",), source="print(1 / 0)"),

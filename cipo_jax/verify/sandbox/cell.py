@@ -83,6 +83,9 @@ def serve(
             os.close(descriptor)
         exit_ = _watch(connection, children, pid, limits.wall_s)
         exit_["is_ready"] = os.read(read_end, 1) == b"R"
+        # Under the filter a program can't send itself this signal, nor lower its limits.
+        is_at_limit = 0 < 0.9 * limits.wall_s <= exit_["cpu_s"]
+        exit_["is_killed"] &= isolation.seccomp != "" and not is_at_limit
         os.close(read_end)
         if isolation.namespaces:
             namespaces.clean_scratch(scratch_bytes)
@@ -138,19 +141,20 @@ def _watch(
     poll = select.poll()
     poll.register(connection, select.POLLIN)
     poll.register(children.wake, select.POLLIN)
-    is_timeout = False
+    is_timeout = is_killed_here = False
     while True:
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
             break
         left = deadline - time.monotonic()
         if left <= 0:
-            is_timeout = True
+            is_timeout = is_killed_here = True
             _, status, usage = _kill(pid)
             break
         events = dict(poll.poll(None if left == float("inf") else left * 1000))
         if connection.fileno() in events:
             stop = protocol.receive(connection)
+            is_killed_here = True
             _, status, usage = _kill(pid)
             if stop is None:
                 sweep(pid)
@@ -162,6 +166,7 @@ def _watch(
     return {
         "status": os.waitstatus_to_exitcode(status),
         "is_timeout": is_timeout,
+        "is_killed": os.waitstatus_to_exitcode(status) == -signal.SIGKILL and not is_killed_here,
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "peak_bytes": usage.ru_maxrss * 1024,
     }

@@ -11,6 +11,8 @@ import builtins
 import contextlib
 import json
 import os
+import re
+import signal
 import sys
 import threading
 import traceback
@@ -23,6 +25,9 @@ from cipo_jax.verify.verdict import MathReference
 
 EXCEPTION, MEMORY, SYNTAX, NO_FUNCTION = 1, 101, 102, 103
 """Exit codes of a program. It may fake them: they only colour the reason of a wrong verdict."""
+
+_NAN = re.compile(r"\bnan\b|isnan", re.IGNORECASE)
+_TEST_FILES = ("tests.py", "prelude.py")
 
 PASSED, FAILED, RAISED, SOLVER_GONE, BAD_TESTS = 110, 111, 112, 113, 114
 """Exit codes of a tester, which runs no model code and so can be believed."""
@@ -112,6 +117,7 @@ def _describe(error: Exception) -> str:
 
 def _tester(orders: dict[str, Any]) -> int:
     """The data set's tests, on a stand-in whose calls go to the solver."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a long complaint is cut, and no crash
     candidate = _Candidate()
     tests = types.ModuleType("__main__")
     sys.modules["__main__"] = tests
@@ -120,29 +126,43 @@ def _tester(orders: dict[str, Any]) -> int:
         # Tests may use what the prelude defines beside the function (HumanEval 32, 38, 50).
         exec(_compiled(orders["prelude"], "prelude.py"), namespace)
     except Exception:
-        traceback.print_exc()
+        _print_exception()
     namespace[orders["function"]] = namespace["candidate"] = candidate
     try:
         exec(_compiled(orders["tests"], "tests.py"), namespace)
         if isinstance(check := namespace.get("check"), types.FunctionType):
             check(candidate)
-    except _SolverGone:
-        return SOLVER_GONE
-    except AssertionError:
-        traceback.print_exc()
-        return SOLVER_GONE if candidate.is_gone else RAISED if candidate.has_raised else FAILED
     except BaseException as error:
-        traceback.print_exc()
+        _print_exception()
         if candidate.is_gone:
             return SOLVER_GONE
         if candidate.has_raised:
             return RAISED
-        # Returned values don't make a name unknown or a module missing: the tests are at fault.
-        is_fault_of_tests = isinstance(error, SyntaxError | NameError | ImportError | SystemExit)
-        return BAD_TESTS if is_fault_of_tests else FAILED
+        return BAD_TESTS if _is_fault_of_tests(error) else FAILED
     if candidate.num_calls == 0:
         return BAD_TESTS
-    return SOLVER_GONE if candidate.is_gone else PASSED
+    if candidate.is_gone:
+        return SOLVER_GONE
+    # A comparison that was written for numbers may come out either way for what is none.
+    is_expected = _NAN.search(orders["prelude"] + orders["tests"])
+    return FAILED if candidate.has_returned_nan and not is_expected else PASSED
+
+
+def _is_fault_of_tests(error: BaseException) -> bool:
+    """Whether the tests failed by themselves. Returned values can't make a name unknown or a module
+    missing in the text of the tests, though they can in a text that the tests evaluate.
+    """
+    if isinstance(error, _BadTests | SystemExit):
+        return True
+    if isinstance(error, SyntaxError):
+        return error.filename in _TEST_FILES
+    frames = traceback.extract_tb(error.__traceback__)
+    is_in_tests = bool(frames) and frames[-1].filename in _TEST_FILES
+    return is_in_tests and isinstance(error, NameError | ImportError)
+
+
+class _BadTests(BaseException):
+    """The tests ask for what can't be done."""
 
 
 class _SolverGone(BaseException):
@@ -155,14 +175,15 @@ class _Candidate:
     def __init__(self) -> None:
         self.num_calls = 0
         self.has_raised = False
+        self.has_returned_nan = False
         self.is_gone = False
 
     def __call__(self, *positional: Any, **keywords: Any) -> Any:
         self.num_calls += 1
         try:
             request = values.encode((positional, keywords))
-        except ValueError as error:
-            raise NameError(f"the tests pass what can't cross: {error}") from None
+        except values.ForeignTypeError as error:
+            raise _BadTests(f"the tests pass what can't cross: {error}") from None
         try:
             protocol.write_frame(protocol.CHANNEL, request.encode())
             frame = protocol.read_frame(protocol.CHANNEL, values.MAX_CHARACTERS + 1)
@@ -170,7 +191,9 @@ class _Candidate:
                 raise ValueError("the solver has ended.")
             kind, body = frame[:1], frame[1:]
             if kind == b"v":
-                return values.decode(body)
+                value = values.decode(body)
+                self.has_returned_nan |= values.has_nan(value)
+                return value
             name, text = json.loads(body)
             raised = getattr(builtins, name)
             if kind != b"e" or not issubclass(raised, Exception):
@@ -229,6 +252,7 @@ def _compiled(source: str, name: str) -> types.CodeType:
 def _execute(source: str) -> dict[str, Any]:
     """Runs the source as the main module and returns its namespace."""
     module = types.ModuleType("__main__")
+    module.__file__ = sys.argv[0]
     sys.modules["__main__"] = module
     try:
         code = _compiled(source, "solution.py")

@@ -38,6 +38,8 @@ def run(
         exit_ = cell.run(program, files, limits)
         if not exit_.is_ready:
             raise SandboxError("the lock-down failed, so the program was not run.")
+        if exit_.is_killed:
+            raise SandboxError("something outside the sandbox killed the program.")
         stdout, stderr, results = (
             protocol.content(files[index], limits.output_bytes)
             for index in (protocol.STDOUT, protocol.STDERR, protocol.CHANNEL)

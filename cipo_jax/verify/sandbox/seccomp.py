@@ -89,6 +89,7 @@ _PID = 0x7ADECADE  # stands for the process in the template; no process id is th
 _CLONE_THREAD = 0x00010000
 _AT_EMPTY_PATH = 0x1000
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
+_SIGKILL, _RLIMIT_STACK = 9, 3
 # TCGETS, TIOCGWINSZ, FIONREAD, FIOCLEX, FIONCLEX, FIONBIO: asked for by Python's own file objects.
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5451, 0x5450, 0x5421)
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC. Not
@@ -136,8 +137,20 @@ def _template(machine: str, strict: bool) -> bytes:
         "clone": [_op(_LOAD, _ARG[0]), _op(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, refuse],
         # glibc falls back to clone, whose flags a filter can see.
         "clone3": [_op(_RETURN, _ERRNO | _ENOSYS)],
-        "tgkill": [*_argument_in(0, (_PID,)), allow, refuse],
-        "prlimit64": [*_argument_in(0, (0, _PID)), allow, refuse],
+        # To itself, and not SIGKILL: what is killed so was killed from outside.
+        "tgkill": [
+            *(_op(_LOAD, _ARG[0]), _op(_EQUAL, _PID, 0, 2)),
+            *(_op(_LOAD, _ARG[2]), _op(_EQUAL, _SIGKILL, 0, 1), refuse, allow),
+        ],
+        # Its own limits may be read, and none be changed: a lower one of CPU time would be a way
+        # to be killed. Scripts ask for a larger stack: they have one, and hear that all is well.
+        "prlimit64": [
+            *(_op(_LOAD, _ARG[0]), _op(_EQUAL, 0, 1, 0), _op(_EQUAL, _PID, 0, 6)),
+            *(_op(_LOAD, _ARG[2]), _op(_EQUAL, 0, 0, 2)),
+            *(_op(_LOAD, _ARG[2] + 4), _op(_EQUAL, 0, 3, 0)),
+            *(_op(_LOAD, _ARG[1]), _op(_EQUAL, _RLIMIT_STACK, 2, 0)),
+            *(refuse, allow, _op(_RETURN, _ERRNO)),
+        ],
         "prctl": [*_argument_in(0, (_PR_SET_NAME, _PR_GET_NAME)), allow, refuse],
         "ioctl": [*_argument_in(1, _IOCTLS), allow, refuse],
         "fcntl": [*_argument_in(1, _FCNTLS), allow, refuse],
