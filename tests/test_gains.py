@@ -417,7 +417,7 @@ def test_packed_is_unpacked_split_is_whole_permuted_is_permuted(objective, impor
         return everything(*jax.tree.map(cut, packed[3]), objective, importance)
 
     halves = [some_rows(slice(0, 2)), some_rows(slice(2, ROWS))]
-    assert all(half[1]["parity/mean"][1] > 0 for half in halves)
+    assert all(half[1]["policy/ratio"][1] > 0 for half in halves)
     assert same(jax.tree.map(lambda *x: sum(x), *[h[:2] for h in halves]), packed[:2])
 
     # Control: one sequence that is not there, or stands in another stream, is seen.

@@ -87,7 +87,9 @@ def objective_advantage(
       spread_QG: rewards whose deviation a group is divided by; R where not given.
     Returns: float32 [Q, G], or [Q, G, C] for reinforce_plus_plus with penalties of tokens.
     """
-    valid_QG, length_QG = scores.is_valid_QG, scores.length_QG
+    valid_QG = scores.is_valid_QG
+    # Where every token of a sequence has the sequence's value, it counts with its length.
+    count_QG = valid_QG * scores.length_QG
     match objective:
         case Grpo(scale_by_std=False) | DrGrpo():
             return centred(scores.total_QG, valid_QG).astype(np.float32)
@@ -107,15 +109,14 @@ def objective_advantage(
                 ..., ::-1
             ]
             return_QGC = np.where(valid_QG, scores.reward_QG, 0.0)[..., None] - to_come_QGC
-            is_token_QGC = np.arange(return_QGC.shape[-1]) < length_QG[..., None]
-            counts_QGC = is_token_QGC & valid_QG[..., None]
-            return whitened(return_QGC, counts_QGC, ddof=objective.ddof, eps=objective.std_eps)
+            is_token_QGC = np.arange(return_QGC.shape[-1]) < count_QG[..., None]
+            return whitened(return_QGC, is_token_QGC, ddof=objective.ddof, eps=objective.std_eps)
         case ReinforcePlusPlus():
             value_QG = scores.total_QG
+            return whitened(value_QG, count_QG, ddof=objective.ddof, eps=objective.std_eps)
         case ReinforcePlusPlusBaseline():
             value_QG = centred(scores.total_QG, valid_QG)
-    # Every token of a sequence has the sequence's value, so a sequence counts with its length.
-    return whitened(value_QG, valid_QG * length_QG, ddof=objective.ddof, eps=objective.std_eps)
+            return whitened(value_QG, count_QG, ddof=objective.ddof, eps=objective.std_eps)
 
 
 def of_sequences(advantage: Advantage, length_QG: Int[np.ndarray, "Q G"]) -> np.ndarray:
