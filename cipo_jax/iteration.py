@@ -8,6 +8,7 @@ The train step comes after and is not known here. Nothing is kept between iterat
 
 from __future__ import annotations
 
+import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -296,11 +297,15 @@ def _correct(
             problem, attempt = library.problems[anchor.source.problem_id], anchor.source.text
             answers.append(None)
             is_retokenized.append(None)
+        if cfg.correction.context == "foreign":
+            attempt, answers[-1] = _foreign_attempt(base, problem, anchor, cfg)
+            is_retokenized[-1] = None
         attempts.append(attempt)
+        verdict = anchor.is_right if cfg.correction.context == "labelled" else None
         prompted.append(
             Prompted(
                 problem=problem,
-                token_ids=engine.renderer.correction(problem, attempt),
+                token_ids=engine.renderer.correction(problem, attempt, verdict=verdict),
                 key_id=anchor.sampling_key_id(samples),
             )
         )
@@ -319,6 +324,23 @@ def _correct(
         answers=tuple(answers),
         judged=judged,
     )
+
+
+def _foreign_attempt(
+    base: Judged, problem: Problem, anchor: Anchor, cfg: Config
+) -> tuple[str, str | None]:
+    """An attempt of this step at another problem, and its answer: one with the anchor's verdict
+    where there is any, drawn by the anchor's identity."""
+    others = [
+        (q, g)
+        for q in sorted(range(len(base.prompted)), key=lambda q: base.prompted[q].problem.id)
+        if base.prompted[q].problem.id != problem.id
+        for g in range(base.is_right_QG.shape[1])
+    ]
+    like = [at for at in others if base.is_valid_QG[at] and base.is_right_QG[at] == anchor.is_right]
+    identity = anchor.sampling_key_id(cfg.sampling.samples_per_prompt)
+    q, g = random.Random(f"{cfg.seed}:{identity}").choice(like or others)
+    return base.text[q][g], base.verdicts[q][g].detail.get("answer")
 
 
 def _next_state(

@@ -1,8 +1,9 @@
 """How a problem, and an earlier attempt at it, become the tokens that the policy continues.
 
-In come problems and attempts, out go token ids under the model's own chat template. This file never
-sees a verdict: the correction prompt of a right attempt and of a wrong one with the same text are
-the same tokens, and neither shows the reference.
+In come problems and attempts, out go token ids under the model's own chat template. Without a
+verdict, which only the comparison `correction.context: labelled` hands over, the correction prompt
+of a right attempt and of a wrong one with the same text are the same tokens. None shows the
+reference.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 ATTEMPT_LAST = """\
 {question}
 
-An earlier attempt at this problem follows. It has not been checked; it may be right or wrong.
+An earlier attempt at this problem follows. It {checked}.
 <attempt>
 {attempt}
 </attempt>
@@ -37,12 +38,18 @@ ATTEMPT_FIRST = """\
 <attempt>
 {attempt}
 </attempt>
-The attempt above has not been checked; it may be right or wrong. Solve the problem.
+The attempt above {checked}. Solve the problem.
 
 {base}"""
 # Few words, and the question last: so SmolLM2-135M mends 14 % of its wrong attempts at a sum and
 # keeps 33 % of the right ones (temperature 1, n = 108 and 54); with a longer request before the
 # question 7 % and 19 %, with ATTEMPT_LAST 8 % and 24 %.
+
+CHECKED = {
+    None: "has not been checked; it may be right or wrong",
+    True: "has been checked, and it is right",
+    False: "has been checked, and it is wrong",
+}
 
 MARKER = "\n[... cut ...]\n"
 
@@ -82,12 +89,16 @@ class Renderer:
             )
         return tokens
 
-    def correction(self, problem: Problem, attempt: str) -> list[int]:
+    def correction(
+        self, problem: Problem, attempt: str, *, verdict: bool | None = None
+    ) -> list[int]:
         """The prompt that asks for a better solution, given the text of an earlier attempt.
 
         An attempt longer than `prompts.max_attempt_tokens`, or than what the rest leaves of
         `prompts.max_correction_prompt_tokens`, loses its middle. Nothing else is ever cut.
 
+        Args:
+          verdict: whether the attempt is right, if the prompt shall say so.
         Raises: ValueError if the prompt is too long with hardly any of the attempt left.
         """
         attempt = self._quoted(attempt)
@@ -98,7 +109,7 @@ class Renderer:
         limit = self._cfg.max_correction_prompt_tokens
         room = min(len(spans), self._cfg.max_attempt_tokens)
         while room >= 0:
-            content = self._correction_text(problem, self._cut(attempt, spans, room))
+            content = self._correction_text(problem, self._cut(attempt, spans, room), verdict)
             tokens = self._encode(content, problem)
             if len(tokens) <= limit:
                 return tokens
@@ -137,16 +148,19 @@ class Renderer:
     def _base_text(self, problem: Problem) -> str:
         return f"{problem.question}\n{problem.answer_format}".rstrip()
 
-    def _correction_text(self, problem: Problem, attempt: str) -> str:
+    def _correction_text(self, problem: Problem, attempt: str, verdict: bool | None) -> str:
         if problem.is_code:
             longest = max(map(len, re.findall(r"`+", attempt)), default=0)
             fence = "`" * max(3, longest + 1)
             attempt = f"{fence}\n{attempt}\n{fence}"
         if self._cfg.correction_template == "attempt_first":
-            return ATTEMPT_FIRST.format(attempt=attempt, base=self._base_text(problem))
+            return ATTEMPT_FIRST.format(
+                attempt=attempt, checked=CHECKED[verdict], base=self._base_text(problem)
+            )
         return ATTEMPT_LAST.format(
             question=problem.question,
             attempt=attempt,
+            checked=CHECKED[verdict],
             result="program" if problem.is_code else "solution",
             answer_format=problem.answer_format,
         ).rstrip()

@@ -243,3 +243,58 @@ def test_every_sample_becomes_a_row_of_the_rollout_file(found) -> None:
     assert correction.anchor == found.corrections.attempts[-1]
     assert correction.prompt_ids == found.corrections.judged.prompted[-1].token_ids
     assert correction.prompt == decode(correction.prompt_ids)
+
+
+# --- what a correction prompt shows, for comparisons --------------------------------------------
+
+
+def with_context(context: str) -> Config:
+    return replace(CFG, correction=replace(CFG.correction, context=context))
+
+
+def shown(it: Iteration) -> list[str]:
+    tokenizer = byte_tokenizer()
+    return [tokenizer.decode(p.token_ids) for p in it.corrections.judged.prompted]
+
+
+def test_a_labelled_prompt_says_what_the_verifier_said(found, engine, policy) -> None:
+    labelled = run(engine, policy, cfg=with_context("labelled"))
+    assert labelled.corrections.anchors == found.corrections.anchors
+    assert labelled.corrections.attempts == found.corrections.attempts
+    is_right_M = labelled.corrections.is_right_M
+    assert is_right_M.any()
+    assert not is_right_M.all()
+    for text, is_right in zip(shown(labelled), is_right_M, strict=True):
+        assert ("has been checked, and it is right" in text) == is_right
+        assert ("has been checked, and it is wrong" in text) == (not is_right)
+    # The control: the method itself shows no verdict.
+    assert not any("has been checked" in text for text in shown(found))
+
+
+def test_a_foreign_attempt_is_one_at_another_problem(found, engine, policy) -> None:
+    foreign = run(engine, policy, cfg=with_context("foreign"))
+    assert foreign.corrections.anchors == found.corrections.anchors
+    own = {p.problem.id: set(found.base.text[q]) for q, p in enumerate(found.base.prompted)}
+    verdict = {
+        found.base.text[q][g]: bool(found.base.is_right_QG[q, g])
+        for q in range(len(PROBLEMS))
+        for g in range(8)
+    }
+    for prompted, attempt, anchor in zip(
+        foreign.corrections.judged.prompted,
+        foreign.corrections.attempts,
+        foreign.corrections.anchors,
+        strict=True,
+    ):
+        assert attempt not in own[prompted.problem.id]
+        assert verdict[attempt] == anchor.is_right
+    # The control: otherwise every attempt is the problem's own.
+    for prompted, attempt in zip(
+        found.corrections.judged.prompted, found.corrections.attempts, strict=True
+    ):
+        assert attempt in own[prompted.problem.id]
+
+
+def test_a_foreign_attempt_needs_another_problem() -> None:
+    with pytest.raises(ValueError, match="prompts_per_step must be at least 2"):
+        replace(with_context("foreign"), train=replace(CFG.train, prompts_per_step=1))

@@ -148,6 +148,11 @@ class Config:
             f"completion has {longest} tokens and must fit in one row: raise train.row_tokens, or "
             "lower prompts.max_correction_prompt_tokens or sampling.max_new_tokens.",
         )
+        require(
+            self.correction.context != "foreign" or self.train.prompts_per_step >= 2,
+            "correction.context 'foreign' shows an attempt at another problem of the step: "
+            f"train.prompts_per_step must be at least 2, it is {self.train.prompts_per_step}.",
+        )
         inert = self.correction.advantage == "std" and self.correction.risk_penalty > 0
         require(
             not (self.has_correction and inert),

@@ -130,6 +130,10 @@ class Correction:
     """phi: anchors per step = floor(phi * B). 0 is plain RLVR, bit for bit."""
     weight: float = 1.0
     """lambda_c, the weight of the correction loss."""
+    context: Literal["attempt", "labelled", "foreign"] = "attempt"
+    """What a correction prompt shows. `attempt`: the attempt, and not whether it is right. For
+    comparison, `labelled`: also the verdict on it, which is a signal from outside; `foreign`: an
+    attempt at another problem in its place, so that only the extra samples can help."""
     preference: Preference = field(default_factory=Band)
     controller: Controller = field(default_factory=CipoReimpl)
     risk_penalty: float = 1.0

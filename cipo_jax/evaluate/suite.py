@@ -72,6 +72,11 @@ def open_subject(
       prompts: fields of `config.Prompts` that differ from the run's, or from the defaults.
     Raises: ValueError that says what is wrong with it.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"There are {jax.process_count()} processes, and an evaluation is one: start it on one "
+            "host, with a model that fits its devices."
+        )
     mesh = make_mesh(MeshConfig())
     config = Path(target) / "config.yaml"
     if not config.is_file():
