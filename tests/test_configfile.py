@@ -111,7 +111,8 @@ def test_numbers_as_people_write_them(write):
         (MINIMAL + "seed: {}\n", r"seed is \{\}; it must be a whole number"),
         (
             MINIMAL + "train: {remat: blocks}\n",
-            r"train\.remat is 'blocks'; it must be none \| block\. Did you mean 'block'\?",
+            r"train\.remat is 'blocks'; it must be none \| products \| attention \| block\. "
+            r"Did you mean 'block'\?",
         ),
         (
             MINIMAL + "objective: {kind: grpo, ddof: true}\n",

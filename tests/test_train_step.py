@@ -163,6 +163,58 @@ def test_order_of_rows_is_nothing(update, batch, whole):
     order = [3, 6, 0, 2, 5, 1, 4, 7]
     permuted = jax.tree.map(lambda x: x[order] if x.ndim else x, batch)
     assert gap(update(make_config(), permuted), whole) < 1e-6
+    # Control: permuting the advantages alone is another batch.
+    mixed_up = batch.replace(advantage_BT=permuted.advantage_BT)
+    assert gap(update(make_config(), mixed_up)[0], whole[0]) > 1e-2
+
+
+def one_per_row(batch):
+    """Every completion in a row of its own, behind a copy of its prompt."""
+    rows = []
+    for row in range(int(batch.num_rows)):
+        segments, targets = batch.segment_BT[row], batch.is_target_BT[row]
+        for segment in np.unique(segments[targets]):
+            completion = np.flatnonzero(segments == segment)
+            prompt = np.flatnonzero(segments == batch.prefix_BT[row, completion[0]])
+            rows.append((row, np.concatenate([prompt, completion])))
+    assert 4 < len(rows) <= ROWS
+    fields = {name: np.zeros_like(x) for name, x in vars(batch).items() if np.ndim(x)}
+    for new, (row, indices) in enumerate(rows):
+        for name, x in fields.items():
+            x[new, : len(indices)] = getattr(batch, name)[row, indices]
+        used = slice(0, len(indices))
+        # The prompt and what follows are two segments, of which the second sees the first.
+        fields["segment_BT"][new, used] = 1 + fields["is_target_BT"][new, used]
+        fields["prefix_BT"][new, used] = 1
+        fields["predecessor_BT"][new, used] = np.maximum(np.arange(len(indices)) - 1, 0)
+    return batch.replace(**fields, num_rows=np.int32(len(rows)))
+
+
+def test_packed_is_unpacked(update):
+    """Loss, gradients and every metric, also the gaps by position and by length of the prompt."""
+    packed = random_batch(ROWS, TOKENS, vocab_size=ARCH.vocab_size, num_used=1, seed=3)
+    unpacked = one_per_row(packed)
+    assert (packed.segment_BT > 0).sum() < (unpacked.segment_BT > 0).sum()  # prompts were shared
+    assert gap(update(make_config(), packed), update(make_config(), unpacked)) < 1e-6
+    # Control: completions that do not see their prompt are others.
+    blind = unpacked.replace(prefix_BT=unpacked.segment_BT)
+    assert gap(update(make_config(), blind)[0], update(make_config(), packed)[0]) > 1e-2
+
+
+def test_log_probs_of_prompts_and_anchors_are_nothing(update, batch, whole):
+    """An anchor is part of a correction's prompt. Its tokens are read by the completion, and their
+    own log-probs are in no loss: another predecessor for each changes them and nothing else."""
+    is_prompt = (batch.segment_BT > 0) & ~batch.is_target_BT
+    assert (is_prompt & (batch.stream_BT == Stream.CORRECTION)).any()
+    rng = np.random.default_rng(0)
+    elsewhere = rng.integers(0, TOKENS, batch.predecessor_BT.shape).astype(np.int32)
+    predecessor_BT = np.where(is_prompt, elsewhere, batch.predecessor_BT)
+    changed = update(make_config(), batch.replace(predecessor_BT=predecessor_BT))
+    assert gap(changed, whole) < 1e-6
+    # Control: of the completions' own tokens it is seen.
+    predecessor_BT = np.where(batch.is_target_BT, elsewhere, batch.predecessor_BT)
+    changed = update(make_config(), batch.replace(predecessor_BT=predecessor_BT))
+    assert gap(changed[0], whole[0]) > 1e-2
 
 
 def test_garbage_in_padding_is_nothing(update, batch):

@@ -131,11 +131,14 @@ def test_remat_recomputes_and_changes_nothing():
 
     gradients = {
         remat: jax.jit(jax.grad(loss), static_argnums=1)(params, remat)
-        for remat in ("none", "block")
+        for remat in ("none", "products", "attention", "block")
     }
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), *gradients.values()
-    )
+    for remat in ("products", "attention", "block"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4),
+            gradients["none"],
+            gradients[remat],
+        )
     programs = {
         remat: str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params, remat))
         for remat in gradients
@@ -144,6 +147,10 @@ def test_remat_recomputes_and_changes_nothing():
     assert "remat" in programs["block"] or "checkpoint" in programs["block"]
     assert "remat" not in programs["none"]
     assert "checkpoint" not in programs["none"]
+    # The less is kept, the more products are computed again.
+    counts = [programs[remat].count("dot_general") for remat in gradients]
+    assert counts == sorted(counts)
+    assert len(set(counts)) == 4
 
 
 @pytest.mark.parametrize("name", TINY)

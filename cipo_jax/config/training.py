@@ -98,8 +98,9 @@ class Train:
     train on them. Exact: they stay in the denominators."""
     logprob_chunk: int = 1024
     """Tokens whose logits exist at one time on a device."""
-    remat: Literal["none", "block"] = "block"
-    """What the backward pass recomputes."""
+    remat: Literal["none", "products", "attention", "block"] = "block"
+    """What the backward pass recomputes: nothing; all but products with weights; all but the output
+    of attention; all of a layer. From the fastest to the smallest; docs/memory.md has figures."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of matrix products; parameters, softmax and log-probs stay in float32. On CPUs, bfloat16 is
     many times slower than float32."""

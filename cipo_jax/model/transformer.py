@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
@@ -223,6 +224,7 @@ def block(
         if arch.query_pre_attn_scalar != arch.head_dim:  # attention divides by sqrt(head_dim)
             q_BTNH = q_BTNH * (arch.head_dim / arch.query_pre_attn_scalar) ** 0.5
         attended_BTNH, kept = attend(rotate(q_BTNH, rotary), rotate(k_BTKH, rotary), v_BTKH)
+        attended_BTNH = checkpoint_name(attended_BTNH, "attended")
         flat_BTX = attended_BTNH.reshape(*x_BTD.shape[:2], -1)
         added_BTD = product(flat_BTX, weights.o, in_axes=2)
         if weights.attn_post_norm is not None:
@@ -253,6 +255,13 @@ def embedded(
     return embed_scaled(constrain(x_BTD.astype(compute_dtype), "B T D"), arch)
 
 
+_KEPT = {
+    "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names("attended"),
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def hidden_states(
     params: Params,
     token_BT: Int32[Array, "B T"],
@@ -262,12 +271,13 @@ def hidden_states(
     *,
     arch: Architecture,
     compute_dtype: DTypeLike,
-    remat: Literal["none", "block"],
+    remat: Literal["none", "products", "attention", "block"],
 ) -> Float[Array, "B T D"]:
     """Hidden states of packed rows after the final norm, in `compute_dtype`.
 
-    What a token sees is described at `records.Batch`. The layers run in one `lax.scan`; with remat
-    "block" the backward pass keeps only the stream between layers and recomputes the rest.
+    What a token sees is described at `records.Batch`. The layers run in one `lax.scan`. Between
+    forward and backward pass, "block" keeps only the stream between layers and recomputes the rest;
+    "attention" keeps the output of attention too, "products" those of all products with weights.
     """
     tables = rotary_tables(position_BT, arch)
 
@@ -281,8 +291,8 @@ def hidden_states(
         rotary = tables.of_layer(is_sliding)
         return block(x_BTD, weights, rotary=rotary, attend=attend, arch=arch)
 
-    if remat == "block":
-        layer = jax.checkpoint(layer, prevent_cse=False)
+    if remat != "none":
+        layer = jax.checkpoint(layer, prevent_cse=False, policy=_KEPT[remat])
     x_BTD = embedded(params, token_BT, arch, compute_dtype)
     x_BTD, _ = jax.lax.scan(layer, x_BTD, (params.blocks, is_sliding_by_layer(arch)))
     return norm(x_BTD, params.final_norm, arch)

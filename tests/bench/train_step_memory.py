@@ -24,7 +24,10 @@ from cipo_jax.sharding import make_mesh
 from cipo_jax.train_step import abstract_state, make_train_step
 
 CHUNK = 256
-BASE = {"row_tokens": 512, "rows": 8, "rows_per_microbatch": 2, "vocab": 32_768, "remat": "block"}
+BASE = {
+    "row_tokens": 512, "rows": 8, "rows_per_microbatch": 2, "vocab": 32_768, "layers": 4,
+    "remat": "block",
+}  # fmt: skip
 VARIED = {
     "row_tokens": (512, 1024, 2048, 4096),
     "rows": (8, 16, 32),
@@ -64,10 +67,10 @@ def abstract_batch(rows: int, row_tokens: int) -> Batch:
     )
 
 
-def measure(arch: Architecture, shape: dict) -> tuple[int, int]:
-    """Temporary bytes of the step, and the bytes of two copies of the gradient that are in them:
-    the sum so far and a microbatch's own."""
-    arch = dataclasses.replace(arch, vocab_size=shape["vocab"])
+def measure(arch: Architecture, shape: dict) -> tuple[int, int, float]:
+    """Temporary bytes of the step, the bytes of two copies of the gradient that are in them (the
+    sum so far and a microbatch's own), and the operations that XLA counts in one microbatch."""
+    arch = dataclasses.replace(arch, vocab_size=shape["vocab"], num_layers=shape["layers"])
     cfg, mesh = make_config(shape), make_mesh(config.Mesh(), jax.devices()[:1])
     state = abstract_state(cfg, arch, mesh)
     batch = abstract_batch(shape["rows"], shape["row_tokens"])
@@ -75,20 +78,25 @@ def measure(arch: Architecture, shape: dict) -> tuple[int, int]:
     # Machine code is not needed, only the assignment of buffers.
     compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
     gradient = sum(4 * math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    return compiled.memory_analysis().temp_size_in_bytes, 2 * gradient
+    operations = compiled.cost_analysis()["flops"]
+    return compiled.memory_analysis().temp_size_in_bytes, 2 * gradient, operations
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="HuggingFaceTB/SmolLM2-135M-Instruct")
-    parser.add_argument("--layers", type=int, default=4)
     args = parser.parse_args()
-    arch = dataclasses.replace(PRESETS[args.preset], num_layers=args.layers)
-    print(f"{args.preset} with {args.layers} layers, float32, chunks of {CHUNK} tokens\n")
-    print("| varied | T | rows | rows per microbatch | V | remat | temporary MiB | gradients "
-          "| the rest |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
-    shapes = [("", BASE), ("remat", BASE | {"remat": "none"})]
+    arch = PRESETS[args.preset]
+    print(f"{args.preset}, float32, chunks of {CHUNK} tokens\n")
+    print("| varied | T | rows | rows per microbatch | V | layers | remat | MiB | gradients "
+          "| the rest | GFLOP |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    shapes = [("", BASE)]
+    shapes += [
+        ("remat", BASE | {"remat": remat, "row_tokens": 2048, "layers": layers})
+        for remat in ("block", "attention", "products", "none")
+        for layers in (4, 8)
+    ]
     shapes += [
         (name, BASE | {name: value})
         for name, values in VARIED.items()
@@ -97,9 +105,10 @@ def main() -> None:
     ]
     shapes.append(("row_tokens, vocab", BASE | {"row_tokens": 4096, "vocab": 131_072}))
     for varied, shape in shapes:
-        temporary, gradients = measure(arch, shape)
+        temporary, gradients, operations = measure(arch, shape)
         columns = [varied, *shape.values()]
         columns += [f"{x / 2**20:.0f}" for x in (temporary, gradients, temporary - gradients)]
+        columns.append(f"{operations / 1e9:.0f}")
         print("| " + " | ".join(str(x) for x in columns) + " |", flush=True)
 
 
