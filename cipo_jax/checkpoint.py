@@ -20,6 +20,7 @@ import logging
 import os
 import zlib
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
@@ -27,6 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import UInt32
+
+from cipo_jax import processes
 
 State = TypeVar("State")
 
@@ -48,7 +51,7 @@ class Checkpoints:
                 max_to_keep=keep,
                 # A background thread, which complains where the process ends before it is done:
                 # only where there is something to clean.
-                cleanup_tmp_directories=_has_leftovers(self._folder),
+                cleanup_tmp_directories=processes.from_first(lambda: _has_leftovers(self._folder)),
             ),
             item_names=("state", "host"),
         )
@@ -114,6 +117,7 @@ class Checkpoints:
                 saved_shapes = _saved_shapes(self._folder / str(step) / "state")
             except Exception as error:  # whatever a damaged file makes the reader raise
                 unreadable[step] = _first_line(error)
+                _check_alone(unreadable, self._folder)
                 continue
             _check_shapes(saved_shapes, _shapes(abstract_state), self._folder / str(step))
             try:
@@ -128,6 +132,7 @@ class Checkpoints:
                 _check_bits(restored.state, checksums)
             except Exception as error:
                 unreadable[step] = _first_line(error)
+                _check_alone(unreadable, self._folder)
                 continue
             self._set_aside(unreadable)
             return restored.state, host_state
@@ -146,15 +151,23 @@ class Checkpoints:
         """Wait, and release the background threads."""
         self._manager.close()
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A save that is under way is complete when all processes say so: one that fails can't wait
+        # for it, and leaves a temporary folder as a killed one does.
+        if error is None or processes.count() == 1:
+            self.close()
+
     def _set_aside(self, unreadable: dict[int, str]) -> None:
         if not unreadable:
             return
-        if jax.process_count() > 1:
-            # Whether a file can be read may differ between hosts, the step to go on from must not.
-            raise RuntimeError(
-                f"checkpoints {unreadable} in {self._folder} can't be read: move their folders "
-                "away, and start again."
-            )
         for step, reason in unreadable.items():
             _log.warning("checkpoint %d in %s can't be read: %s", step, self._folder, reason)
             (self._folder / str(step)).rename(self._folder / f"{step}.damaged")
@@ -206,6 +219,15 @@ def restore_params(
 
 Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Path of an array in the state, like `params/blocks/q`, to its shape and dtype."""
+
+
+def _check_alone(unreadable: dict[int, str], folder: Path) -> None:
+    """Whether a file can be read may differ between hosts, the step to go on from must not."""
+    if processes.count() > 1:
+        raise RuntimeError(
+            f"checkpoints {unreadable} in {folder} can't be read: move their folders away, and "
+            "start again."
+        )
 
 
 def _steps(folder: Path) -> list[int]:

@@ -73,6 +73,21 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="go on with the run in --run-dir although its configuration or its problems were "
         "others; the changes are kept in its changes.jsonl",
     )
+    several = parser.add_argument_group("several processes, one on each host of a TPU pod, say")
+    several.add_argument(
+        "--distributed",
+        action="store_true",
+        help="find the others by jax's detection: TPU pods, GKE, Slurm, Open MPI",
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="or say where process 0 is,")
+    several.add_argument("--num-processes", type=int, help="how many there are,")
+    several.add_argument("--process-id", type=int, help="and which this is, from 0")
+    several.add_argument(
+        "--peer-timeout-s",
+        type=int,
+        default=100,
+        help="a process that is silent for so long ends the job (%(default)s)",
+    )
     parser.add_argument("-h", "--help", action="store_true", help="this, and the config's fields")
     parser.set_defaults(run=_train, parser=parser)
 
@@ -88,11 +103,16 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(
             "--allow-changes goes on with a certain run: name its folder by --run-dir."
         )
-    folder = parsed.run_dir or run_folder.find(cfg)
-    print(f"run folder: {folder}", flush=True)
     # Imported late: --help and a config's errors need no accelerator.
+    from cipo_jax import processes
     from cipo_jax.loop import train
 
+    others = (parsed.coordinator, parsed.num_processes, parsed.process_id)
+    if parsed.distributed or any(x is not None for x in others):
+        processes.connect(*others, peer_timeout_s=parsed.peer_timeout_s)
+    folder = Path(processes.from_first(lambda: str(parsed.run_dir or run_folder.find(cfg))))
+    if processes.is_first():
+        print(f"run folder: {folder}", flush=True)
     train(cfg, folder, allow_changes=parsed.allow_changes)
     return 0
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import signal
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cipo_jax import parity, policy, run_folder, step_metrics
+from cipo_jax import parity, policy, processes, run_folder, step_metrics
 from cipo_jax.checkpoint import Checkpoints
 from cipo_jax.config import Config, ParityStop
 from cipo_jax.evaluate.heldout import evaluate
@@ -36,7 +37,7 @@ from cipo_jax.report.plot import plot
 from cipo_jax.rollout import Engine
 from cipo_jax.rollout_rows import rollout_rows
 from cipo_jax.score import Scorer, make_scorer
-from cipo_jax.sharding import make_mesh, num_row_shards
+from cipo_jax.sharding import ACTIVATION_RULES, distributed, make_mesh, num_row_shards
 from cipo_jax.tasks import load as load_tasks
 from cipo_jax.tasks.problem import Problem, Tasks
 from cipo_jax.tokenizer import eos_ids, load_tokenizer
@@ -125,35 +126,43 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
       DivergedError: the loss is not finite. Checkpoints hold the last good state.
       ParityError: parity tripped, and parity.kind is stop.
     """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"There are {jax.process_count()} processes, and a run is one so far: start it on one "
-            "host, on all devices of that host."
-        )
-    run_folder.open_folder(folder, cfg, allow_changes=allow_changes)
-    mesh = make_mesh(cfg.mesh)
-    check_divisible(cfg, mesh)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.ending_together())
+        processes.meet({"folder": str(folder), **dataclasses.asdict(cfg)})
+        processes.from_first(
+            lambda: run_folder.open_folder(folder, cfg, allow_changes=allow_changes)
+        )
+        processes.check_shared(folder / "config.yaml")
+        mesh = make_mesh(cfg.mesh)
+        check_divisible(cfg, mesh)
         interrupt = stack.enter_context(Interrupt().watching())
         tasks = load_tasks(cfg.tasks)
-        run_folder.check_problems(folder, tasks, allow_changes=allow_changes)
+        processes.agree("the problems", run_folder.fingerprint(tasks))
+        processes.from_first(
+            lambda: run_folder.check_problems(folder, tasks, allow_changes=allow_changes)
+        )
         judge = open_judge(cfg.verify, (p.reference for p in (*tasks.train, *tasks.held_out)))
         stack.callback(judge.close)
-        checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint.keep)
-        stack.callback(checkpoints.close)
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
         setup, state = _set_up(cfg, mesh, tasks, judge, checkpoints, allow_changes=allow_changes)
         first = checkpoints.latest_step() or 0
         log = stack.enter_context(
-            RunLog(folder, cfg.log, first_step=first, num_steps=cfg.train.steps)
+            RunLog(
+                folder,
+                cfg.log,
+                first_step=first,
+                num_steps=cfg.train.steps,
+                is_writer=processes.is_first(),
+            )
         )
         log.environment(_devices(mesh), verifier=str(judge.report))
         log.message(str(judge.report))
         done = first
-        while done < cfg.train.steps and not interrupt.requested:
+        while done < cfg.train.steps and not processes.on_any(interrupt.requested):
             # Also what a run that was cut off after its checkpoint left out.
             if done == 0 or (cfg.evaluation.every and done % cfg.evaluation.every == 0):
                 _evaluate(setup, state, done, folder, log)
-                if interrupt.requested:
+                if processes.on_any(interrupt.requested):
                     break
             state = _step(setup, state, done, folder, log)
             done += 1
@@ -166,7 +175,8 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
             )
             return
         _evaluate(setup, state, done, folder, log)
-    _conclude(folder, cfg)
+    if processes.is_first():
+        _conclude(folder, cfg)
 
 
 def _set_up(
@@ -234,12 +244,13 @@ def _step(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -
     cursor = state.stream.state()
     weights = policy.weights(state.train.params, setup.frozen, cfg)
     iteration = _sample(setup, weights, state, step)
-    batch = iteration.batch
+    processes.agree(f"the batch of step {step + 1}", _digest(iteration.batch))
+    batch = distributed(iteration.batch, setup.engine.mesh, ACTIVATION_RULES)
     sampled = time.perf_counter()
     if cfg.has_old_logprob:
         batch = dataclasses.replace(batch, old_logprob_BT=setup.scorer(weights, batch))
     train_state, updates = state.train, []
-    is_gated = parity.has_room(folder, cfg)
+    is_gated = processes.from_first(lambda: parity.has_room(folder, cfg))
     for index in range(cfg.train.updates_per_step):
         update = setup.gated_step if is_gated else setup.train_step
         train_state, metrics = update(train_state, setup.frozen, batch)
@@ -266,7 +277,7 @@ def _step(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -
         },
     )
     every = cfg.log.rollouts_every
-    if every and step % every == 0:
+    if every and step % every == 0 and processes.is_first():
         log.rollouts(step + 1, rollout_rows(iteration, step + 1, setup.tokenizer.decode))
     return RunState(train=train_state, host=iteration.state, stream=state.stream)
 
@@ -282,7 +293,7 @@ def _sample(setup: Setup, weights: Params, state: RunState, step: int) -> Iterat
         step,
         cfg=setup.cfg,
         library=setup.library,
-        score_reference=None if reference is None else partial(setup.scorer, reference),
+        score_reference=None if reference is None else partial(_score, setup, reference),
     )
 
 
@@ -299,22 +310,28 @@ def _look_into_parity(
     """Store the evidence, and warn or end the run."""
     cfg = setup.cfg
     weights = policy.weights(train_state.params, setup.frozen, cfg)
-    path, split = parity.write_bundle(
-        folder,
-        step + 1,
-        cfg=cfg,
-        batch=batch,
-        scores=parity.Scores(
-            rescored_BT=jax.device_get(setup.scorer(weights, batch)),
-            float32_BT=jax.device_get(setup.float32_scorer(weights, batch)),
-            resampled=_sample(setup, weights, state, step).batch,
-        ),
-        logged={name: float(metrics[f"parity/logprob_abs_{name}"]) for name in ("mean", "max")},
-        devices=_devices(setup.engine.mesh),
+    scores = parity.Scores(
+        rescored_BT=processes.whole(setup.scorer(weights, batch)),
+        float32_BT=processes.whole(setup.float32_scorer(weights, batch)),
+        resampled=_sample(setup, weights, state, step).batch,
     )
+    batch = processes.whole(batch)
+
+    def write() -> str:
+        path, split = parity.write_bundle(
+            folder,
+            step + 1,
+            cfg=cfg,
+            batch=batch,
+            scores=scores,
+            logged={name: float(metrics[f"parity/logprob_abs_{name}"]) for name in ("mean", "max")},
+            devices=_devices(setup.engine.mesh),
+        )
+        return f"{split}\nevidence: {path}"
+
     found = (
         f"step {step + 1}: the trainer's log-probs are not the sampler's (parity.kind is "
-        f"{cfg.parity.kind}). {split}\nevidence: {path}"
+        f"{cfg.parity.kind}). {processes.from_first(write)}"
     )
     if isinstance(cfg.parity, ParityStop):
         raise parity.ParityError(
@@ -327,6 +344,19 @@ def _look_into_parity(
 def _in_float32(cfg: Config) -> Config:
     train = dataclasses.replace(cfg.train, compute_dtype="float32")
     return dataclasses.replace(cfg, train=train)
+
+
+def _score(setup: Setup, params: Params, batch: Batch) -> np.ndarray:
+    """Log-prob of each token of a batch of host arrays, on the host."""
+    placed = distributed(batch, setup.engine.mesh, ACTIVATION_RULES)
+    return processes.whole(setup.scorer(params, placed))
+
+
+def _digest(batch: Batch) -> int:
+    digest = 0
+    for x in jax.tree.leaves(batch):
+        digest = zlib.crc32(np.asarray(x).tobytes(), digest)
+    return digest
 
 
 def check_divisible(cfg: Config, mesh: Mesh) -> None:
@@ -363,7 +393,9 @@ def _divergence(step: int, iteration: Iteration, metrics: Mapping[str, float]) -
 def _evaluate(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -> None:
     """Held-out results after `step` steps, into evaluations.json, where they aren't there yet."""
     path = folder / "evaluations.json"
-    evaluations = json.loads(path.read_text()) if path.exists() else []
+    evaluations = processes.from_first(
+        lambda: json.loads(path.read_text()) if path.exists() else []
+    )
     if any(e["step"] == step for e in evaluations):
         return
     log.message(f"evaluating on {len(setup.held_out)} held-out problems")
@@ -373,6 +405,8 @@ def _evaluate(setup: Setup, state: RunState, step: int, folder: Path, log: RunLo
     weights = policy.weights(state.train.params, setup.frozen, setup.cfg)
     found = evaluate(setup.engine, weights, setup.held_out, key, setup.cfg)
     evaluations.append({"step": step, "seconds": time.perf_counter() - start, **found})
+    if not processes.is_first():
+        return
     written = path.with_suffix(".tmp")
     written.write_text(json.dumps(evaluations, indent=1))
     written.replace(path)

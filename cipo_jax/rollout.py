@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float32
 
+from cipo_jax import processes
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.prompts import Renderer, pad_prompts
@@ -24,6 +26,7 @@ from cipo_jax.records import Rollouts
 from cipo_jax.sampler import sample
 from cipo_jax.sharding import ACTIVATION_RULES, distributed, num_row_shards
 from cipo_jax.tasks.problem import Problem
+from cipo_jax.verify import wire
 from cipo_jax.verify.judge import Judge
 from cipo_jax.verify.verdict import Status, Verdict
 
@@ -155,7 +158,7 @@ def _sample(
             eos_ids=engine.eos_ids,
             compute_dtype=engine.compute_dtype,
         )
-    return jax.tree.map(lambda x: np.asarray(x)[: len(prompted)], jax.device_get(rollouts))
+    return jax.tree.map(lambda x: np.asarray(x)[: len(prompted)], processes.whole(rollouts))
 
 
 def roll_out(
@@ -173,6 +176,8 @@ def roll_out(
     Any number of prompts, in waves of `shape.num_prompts`; the verifiers work on one wave while the
     next is sampled. The samples of a prompt don't depend on its wave (see `Prompted.key_id`).
 
+    Of several processes each decodes and judges every n-th prompt, and all return the same.
+
     Args:
       key: of this step and stream.
       temperature: of the sampling law; 0 is greedy.
@@ -185,32 +190,52 @@ def roll_out(
     shape = replace(shape, num_prompts=shards * math.ceil(shape.num_prompts / shards))
     sample_s = 0.0
     waves: list[Rollouts] = []
-    text: list[list[str]] = []
-    pending: list[list[Future[Verdict]]] = []
+    pending: dict[int, list[tuple[str, Future[Verdict]]]] = {}
     for first in range(0, len(prompted), shape.num_prompts):
         start = time.perf_counter()
         wave = prompted[first : first + shape.num_prompts]
         rollouts = _sample(engine, params, wave, key, shape, temperature)
         sample_s += time.perf_counter() - start
         for q, p in enumerate(wave):
-            kept = rollouts.is_sampled_QGC[q]
-            text.append(
-                [
-                    engine.renderer.attempt_text(rollouts.token_QGC[q, g][kept[g]].tolist())
-                    for g in range(shape.num_samples)
+            if processes.is_mine(first + q):
+                texts = [_text(engine, rollouts, q, g) for g in range(shape.num_samples)]
+                pending[first + q] = [
+                    (t, engine.judge.submit(t, p.problem.reference)) for t in texts
                 ]
-            )
-            pending.append([engine.judge.submit(t, p.problem.reference) for t in text[-1]])
         waves.append(rollouts)
         if on_wave is not None:
             on_wave(len(wave))
     start = time.perf_counter()
-    verdicts = [[future.result() for future in row] for row in pending]
+    judged = _shared({q: [(t, f.result()) for t, f in row] for q, row in pending.items()})
     return Judged(
         prompted=tuple(prompted),
         rollouts=jax.tree.map(lambda *parts: np.concatenate(parts), *waves),
-        text=text,
-        verdicts=verdicts,
+        text=[[t for t, _ in judged[q]] for q in range(len(prompted))],
+        verdicts=[[v for _, v in judged[q]] for q in range(len(prompted))],
         sample_s=sample_s,
         verify_s=time.perf_counter() - start,
     )
+
+
+def _text(engine: Engine, rollouts: Rollouts, q: int, g: int) -> str:
+    kept = rollouts.is_sampled_QGC[q, g]
+    return engine.renderer.attempt_text(rollouts.token_QGC[q, g][kept].tolist())
+
+
+JudgedTexts = dict[int, list[tuple[str, Verdict]]]
+"""By prompt: the text of each of its samples, and the verdict on it."""
+
+
+def _shared(mine: JudgedTexts) -> JudgedTexts:
+    """What all processes judged, from what this one did."""
+    if processes.count() == 1:
+        return mine
+    records: Any = [
+        [q, [[text, wire.encode_verdict(verdict)] for text, verdict in row]]
+        for q, row in mine.items()
+    ]
+    return {
+        q: [(text, wire.decode_verdict(verdict)) for text, verdict in row]
+        for part in processes.gathered(records)
+        for q, row in part
+    }

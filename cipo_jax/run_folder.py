@@ -73,7 +73,7 @@ def check_problems(folder: Path, tasks: Tasks, *, allow_changes: bool = False) -
 
     Raises: ChangedConfigError if a problem was added, removed, reordered or changed.
     """
-    now = {"train": _fingerprint(tasks.train), "held_out": _fingerprint(tasks.held_out)}
+    now = fingerprint(tasks)
     path = folder / "problems.json"
     if has_started(folder) and path.exists():
         before = json.loads(path.read_text())
@@ -136,6 +136,11 @@ def _admit(folder: Path, changes: Sequence[Change], what: str, *, allow_changes:
                 "field": name, "was": old, "is": new,
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")
+
+
+def fingerprint(tasks: Tasks) -> dict[str, Any]:
+    """Number and hash of the problems, JSON-able."""
+    return {"train": _fingerprint(tasks.train), "held_out": _fingerprint(tasks.held_out)}
 
 
 def _fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:

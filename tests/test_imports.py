@@ -19,6 +19,7 @@ ROOMS = [
     "chat",
     "prompts",
     "sharding",
+    "processes",
     "model",
     "tokenizer",
     "logprobs",

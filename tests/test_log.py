@@ -159,16 +159,15 @@ def test_wandb_that_is_not_installed_is_a_clear_error(tmp_path: Path) -> None:
         run_log(tmp_path, Log(tensorboard=False, wandb_project="p"))
 
 
-def test_other_hosts_write_their_rollouts_only(tmp_path: Path, capsys) -> None:
-    with run_log(tmp_path), run_log(tmp_path, host=3) as log:
+def test_of_several_processes_one_writes(tmp_path: Path, capsys) -> None:
+    with run_log(tmp_path / "first"), run_log(tmp_path / "other", is_writer=False) as log:
         log.step(1, {"a": 1})
         log.message("hello")
         log.environment({}, verifier="")
         log.rollouts(1, [row(1)])
-    assert lines(tmp_path) == []
+    assert (tmp_path / "first" / "metrics.jsonl").exists()
+    assert not (tmp_path / "other").exists()
     assert capsys.readouterr().out == ""
-    assert not (tmp_path / "environment.json").exists()
-    assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["step_000001_host_0003.parquet"]
 
 
 def test_environment_is_read_from_the_machine(tmp_path: Path) -> None:

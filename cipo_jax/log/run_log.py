@@ -34,20 +34,26 @@ class RunLog:
         was cut off may have written after its last checkpoint, are removed: the run goes on as if
         they had never been.
       num_steps: of the whole run, for the progress display.
-      host: only host 0 writes metrics and the terminal; every host writes its own rollouts.
+      is_writer: of several processes one writes; for the others the log does nothing.
     Raises: ImportError if `log.wandb_project` is set and wandb isn't installed.
     """
 
     def __init__(
-        self, run_dir: Path, settings: Log, *, first_step: int, num_steps: int, host: int = 0
+        self,
+        run_dir: Path,
+        settings: Log,
+        *,
+        first_step: int,
+        num_steps: int,
+        is_writer: bool = True,
     ) -> None:
         self._run_dir = run_dir
-        self._host = host
-        run_dir.mkdir(parents=True, exist_ok=True)
-        _drop_rollouts_after(run_dir / "rollouts", first_step, host)
+        self._is_writer = is_writer
         self._writers: list[Writer] = []
         self._display: Lines | Bar | None = None
-        if host == 0:
+        if is_writer:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            _drop_rollouts_after(run_dir / "rollouts", first_step)
             self._writers.append(JsonLines(run_dir / "metrics.jsonl", first_step))
             if settings.tensorboard:
                 self._writers.append(TensorBoard(run_dir / "tensorboard", first_step))
@@ -70,10 +76,12 @@ class RunLog:
 
     def rollouts(self, step: int, rows: Sequence[RolloutRow]) -> None:
         """Store the samples of a step; the file is complete or not there."""
+        if not self._is_writer:
+            return
         folder = self._run_dir / "rollouts"
         folder.mkdir(exist_ok=True)
         columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(RolloutRow)}
-        path = folder / _rollout_name(step, self._host)
+        path = folder / _rollout_name(step)
         unfinished = path.with_suffix(".tmp")
         pq.write_table(pa.table(columns, schema=SCHEMA), unfinished, compression="zstd")
         unfinished.replace(path)
@@ -82,7 +90,7 @@ class RunLog:
         """Write environment.json: what `environment` finds, the devices as the caller sees them,
         and what protects the machine from the programs that are judged.
         """
-        if self._host == 0:
+        if self._is_writer:
             record = {**environment(), "devices": dict(devices), "verifier": verifier}
             path = self._run_dir / "environment.json"
             path.write_text(json.dumps(record, indent=2, default=str) + "\n")
@@ -119,12 +127,12 @@ def _plain(value: Any) -> float | int | bool | None:
     return value if isinstance(value, int) or math.isfinite(value) else None
 
 
-def _rollout_name(step: int, host: int) -> str:
-    return f"step_{step:06d}.parquet" if host == 0 else f"step_{step:06d}_host_{host:04d}.parquet"
+def _rollout_name(step: int) -> str:
+    return f"step_{step:06d}.parquet"
 
 
-def _drop_rollouts_after(folder: Path, step: int, host: int) -> None:
+def _drop_rollouts_after(folder: Path, step: int) -> None:
     for path in folder.glob("step_*"):
-        found = int(path.name[len("step_") :].split(".")[0].split("_")[0])
-        if path.suffix == ".tmp" or (found > step and path.name == _rollout_name(found, host)):
+        found = int(path.name[len("step_") :].split(".")[0])
+        if path.suffix == ".tmp" or found > step:
             path.unlink(missing_ok=True)
