@@ -110,10 +110,11 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
     others = (parsed.coordinator, parsed.num_processes, parsed.process_id)
     if parsed.distributed or any(x is not None for x in others):
         processes.connect(*others, peer_timeout_s=parsed.peer_timeout_s)
-    folder = Path(processes.from_first(lambda: str(parsed.run_dir or run_folder.find(cfg))))
-    if processes.is_first():
-        print(f"run folder: {folder}", flush=True)
-    train(cfg, folder, allow_changes=parsed.allow_changes)
+    with processes.ending_together():
+        folder = Path(processes.from_first(lambda: str(parsed.run_dir or run_folder.find(cfg))))
+        if processes.is_first():
+            print(f"run folder: {folder}", flush=True)
+        train(cfg, folder, allow_changes=parsed.allow_changes)
     return 0
 
 

@@ -127,7 +127,6 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
       ParityError: parity tripped, and parity.kind is stop.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(processes.ending_together())
         processes.meet({"folder": str(folder), **dataclasses.asdict(cfg)})
         processes.from_first(
             lambda: run_folder.open_folder(folder, cfg, allow_changes=allow_changes)
