@@ -142,16 +142,23 @@ def on_any(flag: bool) -> bool:
 def agree(on: str, value: Any) -> None:
     """Check that all processes have the same value.
 
-    Raises: PeerError that names those that differ from the first, on every process.
+    Raises: PeerError on every process, with what differs between the first and another.
     """
-    values = gathered(value)
-    others = [i for i, other in enumerate(values) if other != values[0]]
-    if others:
-        raise PeerError(
-            f"the processes don't agree on {on}: process 0 has {values[0]}, and "
-            + ", ".join(f"process {i} has {values[i]}" for i in others[:3])
-            + ". All must run the same versions, with the same files and arguments."
-        )
+    first, *others = gathered(value)
+    for number, other in enumerate(others, start=1):
+        if other != first:
+            raise PeerError(
+                f"the processes don't agree on {on}: process {number} has "
+                f"{_where_different(other, first)}, and process 0 {_where_different(first, other)}."
+                " All must run the same versions, with the same files and arguments."
+            )
+
+
+def _where_different(value: Any, other: Any) -> Any:
+    """What of a value differs from another, at any depth inside dicts."""
+    if not (isinstance(value, dict) and isinstance(other, dict)):
+        return value
+    return {k: _where_different(v, other.get(k)) for k, v in value.items() if v != other.get(k)}
 
 
 def meet(arguments: Any) -> None:

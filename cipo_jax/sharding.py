@@ -90,9 +90,17 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     Args:
       sizes: devices along each axis; `fsdp` -1 takes those that the others leave.
       devices: all devices of all processes where not given.
-    Raises: ValueError if the sizes do not multiply to the number of devices.
+    Raises: ValueError if the sizes do not multiply to the number of devices, or the slices are not
+      those of the devices.
     """
-    devices = jax.devices() if devices is None else devices
+    grid = device_grid(sizes, jax.devices() if devices is None else devices)
+    axes = ("data", "fsdp", "expert", "tensor")
+    return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def device_grid(sizes: config.Mesh, devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array of the mesh's shape; neighbours in it are neighbours by wire, and
+    those of one slice differ in nothing but the last stretch of `data`."""
     fsdp = sizes.fsdp
     if fsdp == -1:
         fsdp = max(1, len(devices) // (sizes.data * sizes.expert * sizes.tensor))
@@ -103,10 +111,21 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
             f"{sizes.tensor} does not make {len(devices)} devices. Choose data, expert and tensor "
             f"so that their product divides {len(devices)}, and leave fsdp at -1."
         )
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices != sizes.slices:
+        raise ValueError(
+            f"mesh.slices is {sizes.slices}, but the devices lie in {num_slices} slices: set it to "
+            "that number."
+        )
     # jax.make_mesh refuses shapes such as 16 x 4 on an 8 x 8 torus, which need a split axis.
-    grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    axes = ("data", "fsdp", "expert", "tensor")
-    return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
+    if sizes.slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        (sizes.data // sizes.slices, *shape[1:]),
+        (sizes.slices, 1, 1, 1),
+        devices,
+        allow_split_physical_axes=True,
+    )
 
 
 def shardings_of(tree: Any, mesh: Mesh, rules: Rules) -> Any:
@@ -193,6 +212,11 @@ def constrain_record(record: Any, rules: Rules) -> Any:
 
     fields = dataclasses.fields(record)
     return type(record)(**{f.name: held(f.name, getattr(record, f.name)) for f in fields})
+
+
+def spec_of(letters: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+    """How an array with these letters lies on the mesh. Raises: as `shardings_of`."""
+    return _spec(letters, shape, letters, dict(mesh.shape), rules)
 
 
 def letters_of(annotation: Any) -> str | None:

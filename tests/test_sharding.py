@@ -1,5 +1,8 @@
 """The mesh, the rules, and the shardings of every preset."""
 
+import dataclasses
+import types
+import typing
 from pathlib import Path
 
 import flax.struct
@@ -13,41 +16,86 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from cipo_jax import config
+from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import Params, abstract
 from cipo_jax.records import Rollouts
 from cipo_jax.sharding import (
     ACTIVATION_RULES,
+    DECODING_RULES,
     PARAM_RULES,
     batch_shardings,
     constrain,
+    device_grid,
+    letters_of,
     make_mesh,
     num_row_shards,
     shardings_of,
+    spec_of,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "shardings.txt"
 MESHES = [config.Mesh(fsdp=8), config.Mesh(data=2, tensor=2), config.Mesh(fsdp=2, tensor=4)]
 
 
+def activations(arch) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Letters and shapes of what crosses a layer in training and in decoding, of 8 rows or prompts
+    with 4 samples of 16 tokens. The widths that tensor splits follow from the weights."""
+    heads, kv_heads, width = arch.num_heads, arch.num_kv_heads, arch.head_dim
+    caches = {
+        "prompt_cache": PromptCache((8, kv_heads, width, 16), (8, kv_heads, 16, width)),
+        "completion_cache": CompletionCache(
+            (8, kv_heads, 4, width, 16), (8, kv_heads, 4, 16, width)
+        ),
+    }
+    return {
+        "token": ("B T", (8, 16)),
+        "stream": ("B T D", (8, 16, arch.model_dim)),
+        "queries": ("B T N H", (8, 16, heads, width)),
+        "keys": ("B T K H", (8, 16, kv_heads, width)),
+        "decoding": ("B D", (32, arch.model_dim)),
+        "logits": ("B V", (32, arch.vocab_size)),
+        **{
+            f"{name}.{field.name}": (letters_of(hints[field.name]), getattr(cache, field.name))
+            for name, cache in caches.items()
+            for hints in [typing.get_type_hints(type(cache))]
+            for field in dataclasses.fields(cache)
+        },
+    }
+
+
 def dump() -> str:
-    """Path, shape and spec of every parameter, for each preset on each mesh of eight devices."""
+    """Shape and spec of every parameter as it is stored, of a layer's parameters while tokens are
+    drawn, and of the activations: for each preset on each mesh of eight devices."""
     lines = []
+
+    def add(where, shape, spec):
+        axes = ", ".join(
+            "+".join((axis,) if isinstance(axis, str) else axis or "-") for axis in spec
+        )
+        lines.append(f"  {where:26}{shape!s:24}{axes}")
+
     for name, arch in PRESETS.items():
         params = abstract(arch)
         for sizes in MESHES:
             mesh = make_mesh(sizes)
             lines.append(f"\n{name} on {dict(mesh.shape)}")
             try:
-                shardings = shardings_of(params, mesh, PARAM_RULES)
+                stored = shardings_of(params, mesh, PARAM_RULES)
             except ValueError as error:
                 lines.append(f"  refused: {error}")
                 continue
-            leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-            for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
-                where = jax.tree_util.keystr(path, simple=True, separator=".")
-                axes = ", ".join(axis or "-" for axis in sharding.spec)
-                lines.append(f"  {where:18}{leaf.shape!s:24}{axes}")
+            decoding = shardings_of(params, mesh, DECODING_RULES)
+            for prefix, shardings in (("", stored), ("decoding.", decoding)):
+                for (path, x), sharding in zip(
+                    jax.tree_util.tree_flatten_with_path(params)[0],
+                    jax.tree.leaves(shardings),
+                    strict=True,
+                ):
+                    where = jax.tree_util.keystr(path, simple=True, separator=".")
+                    add(prefix + where, x.shape, sharding.spec)
+            for where, (letters, shape) in activations(arch).items():
+                add(where, shape, spec_of(letters, shape, mesh, ACTIVATION_RULES))
     return "\n".join(lines).lstrip() + "\n"
 
 
@@ -71,6 +119,38 @@ def test_fsdp_takes_the_rest():
 def test_a_mesh_that_does_not_fit_the_devices(sizes):
     with pytest.raises(ValueError, match=r"does not make 8 devices.*leave fsdp at -1"):
         make_mesh(sizes)
+
+
+def slices_of(*indices: int) -> list[types.SimpleNamespace]:
+    """Stand-ins for TPU chips: all that the grid is laid out by, where there are no wires."""
+    return [
+        types.SimpleNamespace(id=i, slice_index=index, platform="cpu", device_kind="cpu")
+        for i, index in enumerate(indices)
+    ]
+
+
+def test_slices_split_data_and_nothing_else():
+    chips = slices_of(0, 1, 0, 1, 0, 1, 0, 1)
+    grid = device_grid(config.Mesh(data=4, tensor=2, slices=2), chips)
+    assert grid.shape == (4, 1, 1, 2)
+    # Along data the first half is one slice; along the other axes it never changes.
+    slice_of = np.vectorize(lambda chip: chip.slice_index)(grid)
+    np.testing.assert_array_equal(slice_of[:, 0, 0, 0], [0, 0, 1, 1])
+    assert (slice_of == slice_of[:, :1, :1, :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "indices", "message"),
+    [
+        ({"data": 2}, (0, 0, 1, 1), "mesh.slices is 1, but the devices lie in 2 slices"),
+        ({"data": 2, "slices": 2}, (0, 0, 0, 0), "mesh.slices is 2, but the devices lie in 1"),
+        ({"data": 2, "slices": 3}, (), "mesh.slices is 3, which does not divide mesh.data 2"),
+    ],
+    ids=["not-said", "not-there", "uneven"],
+)
+def test_slices_that_do_not_fit(sizes, indices, message):
+    with pytest.raises(ValueError, match=message):
+        device_grid(config.Mesh(**sizes), slices_of(*indices))
 
 
 # --- records and trees --------------------------------------------------------------------------

@@ -126,8 +126,16 @@ class Mesh:
     expert: int = 1
     """Of models with experts: each device of the axis has a share of them."""
     tensor: int = 1
+    slices: int = 1
+    """Of a job on several TPU slices. They split `data`, whose exchange, once per update, is all
+    that crosses the network between them."""
 
     def __post_init__(self) -> None:
+        require(
+            self.slices >= 1 and self.data % self.slices == 0,
+            f"mesh.slices is {self.slices}, which does not divide mesh.data {self.data}: slices "
+            "split `data`, so make it a multiple of them.",
+        )
         require(
             min(self.data, self.expert, self.tensor) >= 1 and (self.fsdp >= 1 or self.fsdp == -1),
             f"mesh: sizes are at least 1 (fsdp may be -1 for the rest), got {self}.",

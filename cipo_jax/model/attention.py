@@ -1,20 +1,28 @@
 """Attention, and the only place that chooses how it is computed.
 
 Queries, keys and values come in with their positions already turned in; a mask rule and a softmax
-are all that is decided here. The paths below are plain XLA and serve as the reference for any
-kernel that is put beside them.
+are all that is decided here.
+
+    packed rows on a TPU    the splash kernel of jax (`splash.py`)
+    packed rows on a GPU    cuDNN, through jax.nn.dot_product_attention
+    everywhere else         plain XLA, which is the reference: on CPUs, in float32 on GPUs, with a
+                            window that differs between layers, and in decoding
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
 from cipo_jax.model.cache import CompletionCache, PromptCache
+from cipo_jax.model.splash import splash_attention
+from cipo_jax.sharding import ACTIVATION_RULES
 
 _QUERY_CHUNK = 512
 """Queries whose scores exist at one time: rows longer than this are computed in pieces, so that the
@@ -42,15 +50,86 @@ def packed_attention(
     prefix_BT: Int32[Array, "B T"],
     window: Window | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention inside the segments of packed rows.
+    """Causal attention inside the segments of packed rows, by what suits the devices of the mesh.
 
         token t sees token s  iff  s <= t and (segment[s] == segment[t] or segment[s] == prefix[t])
                                    and, with a window, position[t] - position[s] < size
 
     Padding (segment 0) sees padding: its output is never read, and stays finite. Softmax in
-    float32. The scores exist for `_QUERY_CHUNK` queries at a time, in the backward pass too.
+    float32.
 
     Source: grouped heads from Ainslie et al. 2023, arXiv 2305.13245.
+    """
+    arrays = (q_BTNH, k_BTKH, v_BTKH, segment_BT, prefix_BT)
+    platform = _platform()
+    if window is None and platform == "tpu":
+        return _over_mesh(splash_attention, *arrays)
+    if window is None and platform in ("gpu", "cuda") and q_BTNH.dtype != jnp.float32:
+        return _over_mesh(fused_attention, *arrays)
+    return xla_attention(*arrays, window)
+
+
+def _platform() -> str:
+    """Of the devices that are compiled for, which need not be there."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _over_mesh(kernel: Callable[..., Array], *arrays: Array) -> Array:
+    """A kernel on each device's own rows and heads; XLA can't split kernels by itself."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(*arrays)
+    q_BTNH, k_BTKH, v_BTKH, *ids = arrays
+    if k_BTKH.shape[2] % mesh.shape["tensor"]:
+        # Key/value heads that tensor does not divide are on all of its devices, but query heads
+        # are split, and each device must have the ones that belong to its own.
+        share = q_BTNH.shape[2] // k_BTKH.shape[2]
+        k_BTKH, v_BTKH = (jnp.repeat(x, share, axis=2) for x in (k_BTKH, v_BTKH))
+    heads = PartitionSpec(ACTIVATION_RULES["B"], None, ACTIVATION_RULES["N"], None)
+    row = PartitionSpec(ACTIVATION_RULES["B"], None)
+    return jax.shard_map(
+        kernel, in_specs=(heads,) * 3 + (row,) * 2, out_specs=heads, check_vma=False
+    )(q_BTNH, k_BTKH, v_BTKH, *ids)
+
+
+def fused_attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segment_BT: Int32[Array, "B T"],
+    prefix_BT: Int32[Array, "B T"],
+    *,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "B T N H"]:
+    """`packed_attention` by cuDNN: no scores in memory, but a mask of T^2 entries per row.
+
+    Args:
+      implementation: "xla" is the same call with no GPU.
+    """
+    sees_BTS = (segment_BT[:, None, :] == segment_BT[:, :, None]) | (
+        segment_BT[:, None, :] == prefix_BT[:, :, None]
+    )
+    return jax.nn.dot_product_attention(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        mask=sees_BTS[:, None],
+        is_causal=True,
+        implementation=implementation,
+    )
+
+
+def xla_attention(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BTKH: Float[Array, "B T K H"],
+    v_BTKH: Float[Array, "B T K H"],
+    segment_BT: Int32[Array, "B T"],
+    prefix_BT: Int32[Array, "B T"],
+    window: Window | None = None,
+) -> Float[Array, "B T N H"]:
+    """`packed_attention` as plain operations. The scores exist for `_QUERY_CHUNK` queries at a
+    time, in the backward pass too.
     """
     num_rows, row_length, _, head_dim = q_BTNH.shape
     num_kv_heads = k_BTKH.shape[2]

@@ -1,0 +1,171 @@
+"""Runs of several processes on this machine, started and killed as they are on several hosts.
+
+The reference is the same run in one process. Machine code is not optimised, which takes most of the
+time to compile it.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "--prompts.max-attempt-tokens", "16", "--prompts.max-correction-prompt-tokens", "208",
+    "--sampling.samples-per-prompt", "4", "--sampling.max-new-tokens", "8",
+    "--train.prompts-per-step", "4", "--train.row-tokens", "256", "--train.rows-per-microbatch",
+    "4", "--train.remat", "none", "--log.tensorboard", "false", "--checkpoint.every", "1",
+    "--evaluation.problems", "2", "--evaluation.samples-per-problem", "4",
+    "--evaluation.corrections-per-attempt", "4", "--evaluation.max-new-tokens", "8",
+)  # fmt: skip
+PEER_TIMEOUT_S = 10
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+def start(run_dir: Path, cache: Path, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    command = [
+        sys.executable, "-m", "cipo_jax.cli", "train", str(ROOT / "configs" / "smoke.yaml"),
+        "--run-dir", str(run_dir), *SMALL, *arguments,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+def start_all(run_dir: Path, cache: Path, count: int, *arguments: str) -> list[subprocess.Popen]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    others = (
+        "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count),
+        "--peer-timeout-s", str(PEER_TIMEOUT_S),
+    )  # fmt: skip
+    return [
+        start(run_dir, cache, *others, "--process-id", str(i), *arguments) for i in range(count)
+    ]
+
+
+def finish(*running: subprocess.Popen) -> list[str]:
+    outputs = [process.communicate(timeout=500)[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+def figures(run_dir: Path) -> list[dict]:
+    """The metrics of each step but the clock's."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith(("time/", "throughput/"))}
+        for line in lines
+    ]
+
+
+def rollouts(run_dir: Path) -> list[list[dict]]:
+    files = sorted((run_dir / "rollouts").glob("*.parquet"))
+    exact = ["problem_id", "stream", "token_ids", "status", "answer", "anchor", "advantage"]
+    return [pyarrow.parquet.read_table(f, columns=exact).to_pylist() for f in files]
+
+
+def assert_same_run(run_dir: Path, reference: Path) -> None:
+    """The same rollouts id for id, the same verdicts and anchors, and figures up to rounding."""
+    compared = list(zip(rollouts(run_dir), rollouts(reference), strict=True))
+    assert compared
+    for ours, theirs in compared:
+        assert ours == theirs
+    for ours, theirs in zip(figures(run_dir), figures(reference), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_allclose(
+                np.float64(ours[name]), np.float64(theirs[name]), rtol=1e-4, atol=1e-6, err_msg=name
+            )
+    assert any(line["grad/norm"] > 0 for line in figures(run_dir)), "nothing was learned"
+
+
+def test_a_killed_process_ends_the_job_and_another_layout_goes_on(tmp_path, cache) -> None:
+    """Two processes, one of them killed; then one process on the same two devices; against a run
+    of one process on one device that nothing happened to."""
+    run_dir = tmp_path / "several"
+    first, second = start_all(run_dir, cache, 2, "--train.steps", "1000")
+    while len(figures(run_dir)) < 2:
+        assert first.poll() is None, first.stdout.read()
+        assert second.poll() is None, second.stdout.read()
+        time.sleep(0.1)
+    second.send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    output, _ = first.communicate(timeout=6 * PEER_TIMEOUT_S)
+    assert time.monotonic() - killed < 3 * PEER_TIMEOUT_S
+    assert first.returncode not in (0, None)
+    assert "another task died" in output or "This ends the job" in output
+    second.communicate()
+
+    done = max(int(p.name) for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit())
+    assert done >= 1
+    steps = ("--train.steps", str(done + 1))
+    finish(start(run_dir, cache, *steps, devices=2))
+    assert [line["step"] for line in figures(run_dir)] == list(range(1, done + 2))
+    alone = tmp_path / "alone"
+    finish(start(alone, cache, *steps))
+    assert_same_run(run_dir, alone)
+    evaluations = [json.loads((r / "evaluations.json").read_text()) for r in (run_dir, alone)]
+    assert [e["per_problem"] for e in evaluations[0]] == [e["per_problem"] for e in evaluations[1]]
+
+
+def test_four_processes_are_the_run_of_one(tmp_path, cache) -> None:
+    steps = ("--train.steps", "2")
+    outputs = finish(*start_all(tmp_path / "four", cache, 4, *steps, "--mesh.tensor", "2"))
+    assert "step 2/2" in outputs[0]
+    assert not any("step 2/2" in output for output in outputs[1:])  # one of them speaks
+    finish(start(tmp_path / "alone", cache, *steps))
+    assert_same_run(tmp_path / "four", tmp_path / "alone")
+    # Control: another seed is another run.
+    record = json.loads((tmp_path / "four" / "environment.json").read_text())
+    assert record["devices"]["processes"] == 4
+
+
+def test_processes_that_were_started_differently_do_not_run(tmp_path, cache) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = [
+        start(
+            tmp_path, cache, "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2",
+            "--process-id", str(i), "--seed", str(i),
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    for process in running:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 2, output
+        assert "the processes don't agree on the configuration" in output
+        assert "'seed': 1" in output
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_incomplete_arguments_are_named(tmp_path, cache) -> None:
+    process = start(tmp_path, cache, "--num-processes", "2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "--coordinator, --num-processes and --process-id go together" in output
