@@ -19,11 +19,11 @@ from cipo_jax.config import PretrainedModel
 from cipo_jax.logprobs import logits
 from cipo_jax.model import gguf, hf
 from cipo_jax.model.load import load_model, resolve
-from cipo_jax.model.presets import PRESETS, Architecture
+from cipo_jax.model.presets import PRESETS, Architecture, LinearRopeScaling
 from cipo_jax.model.transformer import Params, abstract, hidden_states
 from cipo_jax.tokenizer import eos_ids, load_tokenizer
 
-FAMILIES = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
+FAMILIES = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-gemma3"]
 
 
 # --- small files, written as llama.cpp's converter does -----------------------------------------
@@ -37,17 +37,26 @@ def interleaved(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def arch_of(preset: str) -> Architecture:
-    return dataclasses.replace(PRESETS[preset], rope_scaling=None)
+    """What such a file can state: the llama scaling is not told in constants, and Gemma's scores
+    have one scale but in the largest model."""
+    arch = PRESETS[preset]
+    if preset == "tiny-llama":
+        arch = dataclasses.replace(arch, rope_scaling=None)
+    return dataclasses.replace(arch, query_pre_attn_scalar=arch.head_dim)
 
 
 def random_params(arch: Architecture) -> Params:
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), abstract(arch))
+    # In steps of 1/64, so that a norm's offset can be added and taken off again exactly.
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.integers(-99, 99, x.shape) / 64, x.dtype), abstract(arch)
+    )
 
 
 def write(file: Path, arch: Architecture, params: Params, *, without=(), extra=None) -> None:
     """A file of these weights, with the names of the gguf package's own table."""
-    writer = gguf_package.GGUFWriter(file, arch.family)
+    kind = {"qwen3_moe": "qwen3moe", "gemma3_text": "gemma3"}.get(arch.family, arch.family)
+    writer = gguf_package.GGUFWriter(file, kind)
     constants = {
         "block_count": arch.num_layers,
         "context_length": arch.max_position,
@@ -58,19 +67,37 @@ def write(file: Path, arch: Architecture, params: Params, *, without=(), extra=N
         "attention.key_length": arch.head_dim,
         "rope.freq_base": arch.rope_theta,
         "attention.layer_norm_rms_epsilon": arch.norm_eps,
-    } | (extra or {})
+    }
+    if isinstance(arch.rope_scaling, LinearRopeScaling):
+        constants |= {
+            "rope.scaling.type": "linear",
+            "rope.scaling.factor": arch.rope_scaling.factor,
+        }
+    if arch.sliding:  # every second layer sees all
+        constants |= {
+            "attention.sliding_window": arch.sliding.window,
+            "attention.sliding_window_pattern": 2,
+            "rope.freq_base_swa": arch.sliding.rope_theta,
+        }
+    if arch.experts:
+        constants |= {
+            "expert_count": arch.experts.num_experts,
+            "expert_used_count": arch.experts.num_per_token,
+            "expert_feed_forward_length": arch.mlp_dim,
+        }
+    constants |= extra or {}
     for key, value in constants.items():
         if key in without:
             continue
         if isinstance(value, str):
-            writer.add_string(f"{arch.family}.{key}", value)
+            writer.add_string(f"{kind}.{key}", value)
         elif isinstance(value, float):
-            writer.add_float32(f"{arch.family}.{key}", value)
+            writer.add_float32(f"{kind}.{key}", value)
         else:
-            writer.add_uint32(f"{arch.family}.{key}", value)
+            writer.add_uint32(f"{kind}.{key}", value)
     writer.add_token_list([str(i) for i in range(arch.vocab_size)])
-    kind = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3"}[arch.family]
-    names = gguf_package.get_tensor_name_map(gguf_package.MODEL_ARCH[kind], arch.num_layers)
+    model_arch = gguf_package.MODEL_ARCH[kind.upper()]
+    names = gguf_package.get_tensor_name_map(model_arch, arch.num_layers)
     folder = file.with_suffix("")
     hf.save(params, arch, folder)
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -78,8 +105,17 @@ def write(file: Path, arch: Architecture, params: Params, *, without=(), extra=N
             tensor = interleaved(tensor, arch.num_heads)
         if arch.family == "llama" and "k_proj" in name:
             tensor = interleaved(tensor, arch.num_kv_heads)
+        if "norm" in name:
+            tensor = tensor + np.float32(arch.norm_offset)
+        if "experts" in name:
+            continue
         stem, _, ending = name.rpartition(".")
         writer.add_tensor(f"{names.get_name(stem)}.{ending}", tensor)
+    for layer in range(arch.num_layers if arch.experts else 0):  # all experts in one tensor
+        blocks, stem = params.blocks, f"blk.{layer}.ffn"
+        for part in ("gate", "up", "down"):
+            stacked = np.asarray(getattr(blocks, f"expert_{part}")[layer]).swapaxes(1, 2)
+            writer.add_tensor(f"{stem}_{part}_exps.weight", np.ascontiguousarray(stacked))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

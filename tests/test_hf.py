@@ -7,6 +7,8 @@ can't hide; half of the tokens get small embeddings, whose mean square is near n
 import dataclasses
 import functools
 import json
+import math
+import re
 from pathlib import Path
 
 import jax
@@ -304,10 +306,17 @@ def test_bfloat16_files(tmp_path):
     assert_same(hf.load(tmp_path / "ours", arch), params)
 
 
-def test_placed_over_a_mesh(tmp_path):
-    arch = tiny("tiny-qwen2")
+@pytest.mark.parametrize(
+    ("preset", "sizes"),
+    [
+        ("tiny-qwen2", config.Mesh(data=2, tensor=2)),
+        ("tiny-qwen3-moe", config.Mesh(fsdp=2, expert=2, tensor=2)),
+    ],
+)
+def test_placed_over_a_mesh(preset, sizes, tmp_path):
+    arch = tiny(preset)
     their_model(arch).save_pretrained(tmp_path)
-    mesh = make_mesh(config.Mesh(data=2, tensor=2))
+    mesh = make_mesh(sizes)
     shardings = shardings_of(abstract(arch), mesh, PARAM_RULES)
     params = hf.load(tmp_path, arch, shardings)
     assert jax.tree.map(lambda x: x.sharding, params) == shardings
@@ -315,6 +324,28 @@ def test_placed_over_a_mesh(tmp_path):
     assert_same(params, single)
     hf.save(params, arch, tmp_path / "again")
     assert_same(hf.load(tmp_path / "again", arch), params)
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen3-moe"])
+def test_a_tensor_is_written_in_place_by_the_devices_that_need_it(preset):
+    """No device gets more of a tensor than its own piece, none asks another,
+    and the field's memory is used again."""
+    arch = PRESETS[preset]
+    mesh = make_mesh(config.Mesh(fsdp=2, expert=2, tensor=2))
+    fields = layout.fields_of(abstract(arch))
+    shardings = layout.fields_of(shardings_of(abstract(arch), mesh, PARAM_RULES))
+    for slot in {slot.path: slot for slot in layout.slots(hf.layout_of(arch), arch)}.values():
+        place = shardings[slot.path]
+        file_place = slot.form.file_sharding(place)
+        field = jax.ShapeDtypeStruct(fields[slot.path].shape, jnp.float32, sharding=place)
+        tensor = jax.ShapeDtypeStruct(slot.form.file_shape, jnp.bfloat16, sharding=file_place)
+        program = layout._write.lower(field, tensor, slot.index, form=slot.form, sharding=place)
+        text = program.compile({"xla_backend_optimization_level": 0}).as_text()
+        assert "input_output_alias={ {}: (0, {}" in text
+        assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", text), slot
+        split = math.prod(mesh.shape[a] for a in place.spec[len(slot.index) :] if a)
+        piece = math.prod(file_place.shard_shape(slot.form.file_shape))
+        assert piece * split == math.prod(slot.form.file_shape), slot
 
 
 def test_replicas_may_be_donated(tmp_path):

@@ -2,7 +2,8 @@
 
 Quantised weights are expanded to floats by the `gguf` package. llama.cpp turns neighbouring
 channels in its rotary positions for the llama family, so its converter interleaves the rows of the
-query and key projections; loading undoes that.
+query and key projections, and it stores the scale of a Gemma norm instead of scale - 1; loading
+undoes both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from cipo_jax.model import layout
-from cipo_jax.model.presets import Architecture, of_family
+from cipo_jax.model.presets import (
+    Architecture,
+    Experts,
+    FamilyName,
+    LinearRopeScaling,
+    SlidingLayers,
+    every_nth_sees_all,
+    of_family,
+)
 from cipo_jax.model.transformer import Params
 
 LAYOUT: layout.Layout = {
@@ -34,13 +43,28 @@ LAYOUT: layout.Layout = {
     "blocks.v_bias": ("blk.{}.attn_v.bias", "KH"),
     "blocks.q_norm": ("blk.{}.attn_q_norm.weight", "H"),
     "blocks.k_norm": ("blk.{}.attn_k_norm.weight", "H"),
+    "blocks.attn_post_norm": ("blk.{}.post_attention_norm.weight", "D"),
     "blocks.mlp_norm": ("blk.{}.ffn_norm.weight", "D"),
+    "blocks.mlp_post_norm": ("blk.{}.post_ffw_norm.weight", "D"),
+    "blocks.router": ("blk.{}.ffn_gate_inp.weight", "E D"),
+    "blocks.expert_gate": ("blk.{}.ffn_gate_exps.weight", "E F D"),
+    "blocks.expert_up": ("blk.{}.ffn_up_exps.weight", "E F D"),
+    "blocks.expert_down": ("blk.{}.ffn_down_exps.weight", "E D F"),
     "blocks.gate": ("blk.{}.ffn_gate.weight", "F D"),
     "blocks.up": ("blk.{}.ffn_up.weight", "F D"),
     "blocks.down": ("blk.{}.ffn_down.weight", "D F"),
     "final_norm": ("output_norm.weight", "D"),
     "head": ("output.weight", "V D"),
 }
+
+_FAMILIES: dict[str, FamilyName] = {
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "qwen3moe": "qwen3_moe",
+    "gemma3": "gemma3_text",
+}
+"""`general.architecture` -> family."""
 
 _CONTROL, _USER_DEFINED = 3, 4
 """Token types of the format: markers of the chat format, and other strings that are one token."""
@@ -60,44 +84,71 @@ def architecture(file: Path) -> Architecture:
       does not do.
     """
     reader = _open(file)
-    family = _stated(reader, "general.architecture", file)
-    if family not in ("llama", "qwen2", "qwen3"):
+    kind = _stated(reader, "general.architecture", file)
+    if kind not in _FAMILIES:
         raise ValueError(
-            f"{file} is of architecture {family!r}; this decoder covers llama, qwen2 and qwen3."
+            f"{file} is of architecture {kind!r}; this decoder covers {', '.join(_FAMILIES)}."
         )
+    family = _FAMILIES[kind]
+
+    def value(key: str) -> Any:
+        return _value(reader, f"{kind}.{key}")
 
     def stated(key: str) -> Any:
-        return _stated(reader, f"{family}.{key}", file)
+        return _stated(reader, f"{kind}.{key}", file)
 
     shapes = _shapes(reader)
-    scaling = _value(reader, f"{family}.rope.scaling.type")
-    if scaling not in (None, "none") or "rope_freqs.weight" in shapes:
+    scaling = value("rope.scaling.type")
+    rope_scaling = None
+    if scaling == "linear" and "rope_freqs.weight" not in shapes:
+        rope_scaling = LinearRopeScaling(factor=_decimal(stated("rope.scaling.factor")))
+    elif scaling not in (None, "none") or "rope_freqs.weight" in shapes:
         raise ValueError(
             f"{file} scales its rotary frequencies ({scaling or 'rope_freqs.weight'}), in a form "
             "that does not tell the constants. Load the same model from safetensors."
         )
-    num_heads, width = stated("attention.head_count"), stated("embedding_length")
+    num_layers, width = stated("block_count"), stated("embedding_length")
+    num_heads = stated("attention.head_count")
     # Without a key_length the heads share the width evenly, by definition of the format.
-    head_dim = _value(reader, f"{family}.attention.key_length") or width // num_heads
-    turned = _value(reader, f"{family}.rope.dimension_count")
+    head_dim = value("attention.key_length") or width // num_heads
+    turned = value("rope.dimension_count")
     if turned not in (None, head_dim):
         raise ValueError(
             f"{file} turns {turned} of {head_dim} channels of a head; this decoder turns all."
         )
+    special: dict[str, Any] = {}
+    if family == "gemma3_text":
+        # What a file does not state is fixed by the format's own reader for this architecture.
+        nth = value("attention.sliding_window_pattern") or 6
+        special["sliding"] = SlidingLayers(
+            is_sliding=every_nth_sees_all(num_layers, nth),
+            window=stated("attention.sliding_window"),
+            rope_theta=_decimal(value("rope.freq_base_swa") or 10_000.0),
+        )
+        if num_layers == 62:  # that of 27B, whose scores have another scale
+            special["query_pre_attn_scalar"] = width // num_heads
+    if family == "qwen3_moe":
+        special["experts"] = Experts(
+            num_experts=stated("expert_count"),
+            num_per_token=stated("expert_used_count"),
+            is_normalised=True,  # fixed by the format's own reader for this architecture
+        )
+    mlp_dim = "expert_feed_forward_length" if family == "qwen3_moe" else "feed_forward_length"
     return of_family(
         family,
         vocab_size=len(_stated(reader, "tokenizer.ggml.tokens", file)),
         model_dim=width,
-        num_layers=stated("block_count"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=stated("attention.head_count_kv"),
         head_dim=head_dim,
-        mlp_dim=stated("feed_forward_length"),
+        mlp_dim=stated(mlp_dim),
         rope_theta=_decimal(stated("rope.freq_base")),
-        rope_scaling=None,
+        rope_scaling=rope_scaling,
         norm_eps=_decimal(stated("attention.layer_norm_rms_epsilon")),
         is_tied=LAYOUT["head"][0] not in shapes,
         max_position=stated("context_length"),
+        **special,
     )
 
 
@@ -120,7 +171,7 @@ def load(
         floats = gguf.dequantize(tensor.data, tensor.tensor_type)
         if arch.family == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
             return half_split(floats, arch.head_dim)
-        return floats
+        return floats - arch.norm_offset if name.endswith("norm.weight") else floats
 
     return layout.assemble(
         LAYOUT, arch, file_shapes=_shapes(reader), read=read, shardings=shardings, dtype=dtype

@@ -116,7 +116,7 @@ def load(
             layout_of(arch),
             arch,
             file_shapes=shapes,
-            read=lambda name: file_of[name].get_tensor(name),
+            read=lambda name: file_of[name].get_slice(name),
             shardings=shardings,
             dtype=dtype,
         )
@@ -153,7 +153,7 @@ def save(params: Params, arch: Architecture, folder: Path) -> None:
         tensors = {}
         for slot in slots:
             field = fields[slot.path]
-            tensors[slot.name] = slot.to_file(np.asarray(field[slot.index]))
+            tensors[slot.name] = slot.form.to_file(np.asarray(field[slot.index]))
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
     if len(files) > 1:
@@ -169,7 +169,7 @@ def _split(slots: Iterable[layout.Slot], itemsize: int) -> list[list[layout.Slot
     files: list[list[layout.Slot]] = [[]]
     num_bytes = 0
     for slot in slots:
-        size = itemsize * int(np.prod(slot.file_shape))
+        size = itemsize * int(np.prod(slot.form.file_shape))
         if files[-1] and num_bytes + size > MAX_FILE_BYTES:
             files.append([])
             num_bytes = 0

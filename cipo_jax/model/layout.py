@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, abstract
 from cipo_jax.sharding import letters_of
+
+Tensor = TypeVar("Tensor", np.ndarray, jax.Array)
 
 Layout = Mapping[str, tuple[str, str]]
 """Path of a field in `Params` -> (tensor name, its axes in the file). Each `{}` in a name is the
@@ -30,30 +35,27 @@ space between them share one axis: "NH D" is a matrix of N*H rows."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Slot:
-    """One tensor of the file, and where it belongs."""
+class Form:
+    """How the tensors of a field lie in the file, and how in the field."""
 
-    name: str
     axes: str
-    path: str
-    """Of the field, as in `blocks.q`."""
-    index: tuple[int, ...]
-    """Where it stands along the first axes of the field: () if it is the whole field."""
+    """In the file, as the layout states them."""
     letters: tuple[str, ...]
-    """Of the field's other axes."""
-    sizes: Mapping[str, int]
+    """In the field, without the first axes that the tensors are stacked along."""
+    sizes: tuple[tuple[str, int], ...]
     """Of every letter."""
+
+    def _size(self, letters: str) -> int:
+        return math.prod(dict(self.sizes)[letter] for letter in letters)
 
     @property
     def file_shape(self) -> tuple[int, ...]:
-        return tuple(
-            int(np.prod([self.sizes[letter] for letter in axis])) for axis in self.axes.split()
-        )
+        return tuple(self._size(axis) for axis in self.axes.split())
 
-    def to_field(self, tensor: np.ndarray) -> np.ndarray:
+    def to_field(self, tensor: Tensor) -> Tensor:
         """Splits the merged axes of a tensor of the file and puts them in the field's order."""
         order = self.axes.replace(" ", "")
-        split = tensor.reshape([self.sizes[letter] for letter in order])
+        split = tensor.reshape([self._size(letter) for letter in order])
         return split.transpose([order.index(letter) for letter in self.letters])
 
     def to_file(self, field: np.ndarray) -> np.ndarray:
@@ -62,16 +64,46 @@ class Slot:
         split = field.transpose([self.letters.index(letter) for letter in order])
         return np.ascontiguousarray(split.reshape(self.file_shape))
 
+    def file_sharding(self, field: Sharding | None) -> Sharding | None:
+        """Where the pieces of a tensor of the file go, so that each device of the field's sharding
+        gets those of its own piece. Of merged axes only the first may be split; where another is,
+        all devices get the whole axis.
+        """
+        if not isinstance(field, NamedSharding):
+            return field
+        inner = len(self.letters)
+        spec = (*field.spec, *(None,) * inner)  # a spec may be shorter than the shape
+        stacked = len(self.sizes) - inner
+        rule = dict(zip(self.letters, spec[stacked:], strict=False))
+        split = [
+            rule[axis[0]] if all(rule[letter] is None for letter in axis[1:]) else None
+            for axis in self.axes.split()
+        ]
+        return NamedSharding(field.mesh, PartitionSpec(*split))
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One tensor of the file, and where it belongs."""
+
+    name: str
+    path: str
+    """Of the field, as in `blocks.q`."""
+    index: tuple[int, ...]
+    """Where it stands along the first axes of the field: () if it is the whole field."""
+    form: Form
+
 
 def slots(layout: Layout, arch: Architecture) -> Iterator[Slot]:
     """Every tensor that a checkpoint of this architecture holds, those of a field together."""
     letters = _field_letters(Params)
     for path, field in fields_of(abstract(arch)).items():
         name, axes = layout[path]
-        sizes = dict(zip(letters[path], field.shape, strict=True))
         num_stacked = name.count("{}")
+        sizes = tuple(zip(letters[path], field.shape, strict=True))
+        form = Form(axes, letters[path][num_stacked:], sizes)
         for index in np.ndindex(field.shape[:num_stacked]):
-            yield Slot(name.format(*index), axes, path, index, letters[path][num_stacked:], sizes)
+            yield Slot(name.format(*index), path, index, form)
 
 
 def assemble(
@@ -79,17 +111,19 @@ def assemble(
     arch: Architecture,
     *,
     file_shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], np.ndarray],
+    read: Callable[[str], Any],
     shardings: Params | None,
     dtype: DTypeLike,
 ) -> Params:
-    """Reads a checkpoint tensor by tensor and places it field by field.
+    """Reads a checkpoint tensor by tensor, straight into its place on the devices.
 
-    Host memory holds one stacked field at a time.
+    The host holds the pieces of one tensor at a time, as they are in the file: each process those
+    of its own devices. The devices cast, split and transpose them.
 
     Args:
       file_shapes: name and shape of every tensor in the checkpoint.
-      read: the tensor of a name.
+      read: the tensor of a name; what it returns gives numpy arrays when it is indexed by slices,
+        so that a file is read where it is needed.
       shardings: where each field goes; None: the default device.
       dtype: of the result.
     Raises: ValueError if a tensor is missing, unknown or of another shape, or if a head that the
@@ -98,31 +132,59 @@ def assemble(
     wanted = list(slots(layout, arch))
     _check_names({slot.name for slot in wanted}, file_shapes, layout, arch, read)
     for slot in wanted:
-        if file_shapes[slot.name] != slot.file_shape:
+        if file_shapes[slot.name] != slot.form.file_shape:
             raise ValueError(
                 f"{slot.name} has shape {file_shapes[slot.name]}, but the constants of the model "
-                f"ask for {slot.file_shape} ({slot.axes}). The weights and the stated constants "
-                "are not of the same model."
+                f"ask for {slot.form.file_shape} ({slot.form.axes}). The weights and the stated "
+                "constants are not of the same model."
             )
     shapes = {path: field.shape for path, field in fields_of(abstract(arch)).items()}
     places = {} if shardings is None else fields_of(shardings)
     placed = []
     for path, group in itertools.groupby(wanted, key=lambda slot: slot.path):
-        stacked = np.empty(shapes[path], dtype)
+        sharding = places.get(path)
+        field = jnp.zeros(shapes[path], dtype, device=sharding)
         for slot in group:
-            stacked[slot.index] = slot.to_field(read(slot.name))
-        placed.append(_place(stacked, places.get(path)))
+            tensor = _on_devices(read(slot.name), slot.form, sharding)
+            field = _write(field, tensor, slot.index, form=slot.form, sharding=sharding)
+            # Or the host's pieces of many tensors would wait for their transfer at the same time.
+            jax.block_until_ready(field)
+            del tensor
+        placed.append(field)
     return jax.tree.structure(abstract(arch)).unflatten(placed)
 
 
-def _place(stacked: np.ndarray, sharding: Sharding | None) -> jax.Array:
+def _on_devices(tensor: Any, form: Form, field: Sharding | None) -> jax.Array:
+    """A tensor of the file on the devices, one piece after the other: the host holds one."""
+    sharding = form.file_sharding(field)
     if sharding is None:
-        array = jax.device_put(stacked)
-    else:
-        # Each process places only its own pieces, which device_put does not allow for.
-        array = jax.make_array_from_callback(stacked.shape, sharding, stacked.__getitem__)
-    # Or the host copies of all fields would wait for their transfer at the same time.
-    return jax.block_until_ready(array)
+        return jax.device_put(tensor[...])
+    devices_of: dict[str, list[jax.Device]] = {}
+    pieces = sharding.addressable_devices_indices_map(form.file_shape)
+    for device, piece in pieces.items():
+        devices_of.setdefault(str(piece), []).append(device)
+    on_device = []
+    for devices in devices_of.values():
+        values = tensor[pieces[devices[0]]]
+        on_device += jax.block_until_ready([jax.device_put(values, device) for device in devices])
+        del values
+    return jax.make_array_from_single_device_arrays(form.file_shape, sharding, on_device)
+
+
+@partial(jax.jit, static_argnames=("form", "sharding"), donate_argnums=0)
+def _write(
+    field: jax.Array,
+    tensor: jax.Array,
+    index: tuple[jax.Array, ...],
+    *,
+    form: Form,
+    sharding: Sharding | None,
+) -> jax.Array:
+    """The field with one tensor of the file in its place; the field's memory is used again."""
+    value = form.to_field(tensor).astype(field.dtype)
+    where = (*index, *(0,) * value.ndim)
+    field = jax.lax.dynamic_update_slice(field, value[(None,) * len(index)], where)
+    return field if sharding is None else jax.lax.with_sharding_constraint(field, sharding)
 
 
 def _check_names(
@@ -143,7 +205,7 @@ def _check_names(
         )
     if arch.is_tied and head in extra:
         extra.remove(head)
-        if not np.array_equal(read(head), read(embed)):
+        if not _are_equal(read(head), read(embed), file_shapes[head][0]):
             raise ValueError(
                 f"{head} differs from {embed}, but the model's constants say that they are tied. "
                 "Set tie_word_embeddings to false if the head is trained apart."
@@ -155,6 +217,13 @@ def _check_names(
             f"({shapes}). A tensor that nothing reads means another architecture: leaving it out "
             "would change the model."
         )
+
+
+def _are_equal(a: Any, b: Any, num_rows: int) -> bool:
+    """Compares two tensors of the file, a stretch of rows at a time."""
+    starts = range(0, num_rows, 4096)
+    stretches = (slice(start, min(start + 4096, num_rows)) for start in starts)
+    return all(np.array_equal(a[rows], b[rows]) for rows in stretches)
 
 
 def _some(names: list[str]) -> str:
