@@ -72,6 +72,9 @@ def test_what_would_have_changed(tmp_path: Path, pool: VerifierPool) -> None:
     assert (found.num_groups, found.num_groups_changed) == (5, 3)
     assert found.num_anchors_changed == 1
     assert found.table().splitlines() == [
+        "step 1, base, problem p, sample 0: wrong (ok), now right (ok)",
+        "step 1, correction, problem p, sample 0: unknown (ok), now right (ok)",
+        "step 2, base, problem p, sample 0: right (ok), now wrong (wrong_answer)",
         "stream      then     now        samples",
         "base        right    right            1",
         "base        right    wrong            1  changed",

@@ -153,6 +153,17 @@ def test_the_difference_says_what_the_interval_shows(
     assert says in capsys.readouterr().out
 
 
+def test_no_difference_where_every_verdict_is_unknown(capsys: pytest.CaptureFixture) -> None:
+    before, after = evaluation(0, [1] * 8), evaluation(5, [0] * 8)
+    for problem in after["per_problem"]:
+        problem["num_valid"] = 0
+    after |= {"unknown_share": 1.0, "sampled": {"mean": None, "low": None, "high": None}}
+    print_comparison(before, after, seed=0)
+    said = capsys.readouterr().out
+    assert "100.0% after" in said
+    assert "no problem has known verdicts on both sides" in said
+
+
 def test_an_undefined_rate_is_a_dash() -> None:
     """No attempt was right, so there is no retention."""
     console = rich.console.Console(width=120, record=True)

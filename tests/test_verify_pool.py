@@ -101,6 +101,28 @@ def test_one_of_each(pool: VerifierPool) -> None:
         assert verdict.reason == "wrong_answer"
 
 
+def test_verify_is_one_call() -> None:
+    """From a process that has opened nothing, that forks, and that leaves nothing when it ends."""
+    script = (
+        "import os, sys; from cipo_jax.verify import *\n"
+        "double = CallsReference(function='f', cases=(((2,), 4),))\n"
+        "said = '```\\ndef f(x): return 2 * x\\n```'\n"
+        "def both(): print(verify(said, double).reward, verify(said[:-8], double).reason,\n"
+        "                  verify('so 7', NumberReference(answer='7')).reward, flush=True)\n"
+        "both(); pid = os.fork(); both()\n"
+        "if pid == 0: os._exit(0)\n"
+        "print(os.waitpid(pid, 0)[1], os.getpid())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    lines = done.stdout.splitlines()
+    assert lines[:3] == ["1.0 wrong_answer 1.0"] * 3, done.stdout + done.stderr
+    status, pid = lines[3].split()
+    assert status == "0"
+    assert gone(int(pid), within_s=5.0)
+
+
 def test_order_is_kept(pool: VerifierPool) -> None:
     """Later ones finish first: each sleeps less than the one before."""
     pairs = [

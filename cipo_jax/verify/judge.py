@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
 from cipo_jax.verify.answer import fast_path
-from cipo_jax.verify.remote import open_pool
 from cipo_jax.verify.verdict import NumberReference, Reference, TextReference, Verdict
 
 if TYPE_CHECKING:
@@ -51,6 +53,40 @@ class InlineJudge:
         """Nothing is left to end."""
 
 
+def verify(completion: str, reference: Reference, *, settings: Verify | None = None) -> Verdict:
+    """The verdict on one completion, in one call.
+
+    Numbers and texts are judged on the spot; for anything else this process opens a pool at the
+    first call, which takes about half a second, and keeps it until it ends. Code that judges many
+    completions opens a `VerifierPool` itself, whose `submit` doesn't wait.
+
+    Args:
+      settings: `config.Verify`; one pool is kept for each.
+    Raises: SandboxError where a pool is needed and no sandbox holds; ValueError for a number
+      reference that is no number; TypeError for what is no reference.
+    """
+    from cipo_jax.config import Verify
+
+    if isinstance(reference, NumberReference | TextReference):
+        return InlineJudge().submit(completion, reference).result()
+    return _kept_pool(settings or Verify(), os.getpid()).submit(completion, reference).result()
+
+
+@functools.cache
+def _kept_pool(settings: Verify, process: int) -> Judge:
+    """The pool of `verify`; a fork of the process has none of its threads, so it gets its own."""
+    pool = _open_pool(settings)
+    atexit.register(pool.close)
+    return pool
+
+
+def _open_pool(settings: Verify) -> Judge:
+    # Here, since a nursery imports this package too, and without the packages that this needs.
+    from cipo_jax.verify.remote import open_pool
+
+    return open_pool(settings)
+
+
 def open_judge(settings: Verify, references: Iterable[Reference]) -> Judge:
     """The judge for tasks with these references: processes only where one of them needs any.
 
@@ -58,4 +94,4 @@ def open_judge(settings: Verify, references: Iterable[Reference]) -> Judge:
     """
     if all(isinstance(reference, NumberReference | TextReference) for reference in references):
         return InlineJudge()
-    return open_pool(settings)
+    return _open_pool(settings)

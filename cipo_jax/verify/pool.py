@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from cipo_jax.verify import answer
@@ -169,12 +168,7 @@ class VerifierPool:
     def __enter__(self) -> VerifierPool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._drop_waiting()
         self.close()

@@ -25,6 +25,10 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+SHOWN_CHANGES = 10
+"""Changed samples that the table names one by one."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Change:
     """A sample whose status is another now."""
@@ -38,6 +42,13 @@ class Change:
     after: Status
     reason_before: str
     reason_after: str
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}, {self.stream}, problem {self.problem_id}, sample {self.sample}: "
+            f"{self.before.value} ({self.reason_before}), now {self.after.value} "
+            f"({self.reason_after})"
+        )
 
 
 @dataclass
@@ -56,7 +67,10 @@ class Regraded:
 
     def table(self) -> str:
         """The comparison as text."""
-        lines = [f"{'stream':<12}{'then':<9}{'now':<9}{'samples':>9}"]
+        lines = [str(change) for change in self.changes[:SHOWN_CHANGES]]
+        if len(self.changes) > SHOWN_CHANGES:
+            lines.append(f"... and {len(self.changes) - SHOWN_CHANGES:,} more that changed")
+        lines += [f"{'stream':<12}{'then':<9}{'now':<9}{'samples':>9}"]
         for stream, counts in sorted(self.statuses.items()):
             for (before, after), count in sorted(
                 counts.items(), key=lambda item: [s.value for s in item[0]]

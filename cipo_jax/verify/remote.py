@@ -17,7 +17,6 @@ import time
 import urllib.parse
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from cipo_jax.verify import answer
@@ -157,12 +156,7 @@ class ThreadedPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After an error nobody waits for the rest.
         self._threads.shutdown(cancel_futures=kind is not None)
 

@@ -1,7 +1,7 @@
 """Figures of the verifier pool: `python tests/bench/verify_throughput.py [--items 10000]`.
 
-Prints one line per figure, with the machine and its load: on a busy machine believe the CPU times,
-not the rates. Takes about three minutes on two idle cores.
+Prints each figure beside its bar, with the machine and its load: on a busy machine believe the CPU
+times and the ratios, not the rates. Takes about four minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ TEN_CALLS: Pair = (
     "```python\ndef f(x): return x * x\n```",
     CallsReference(function="f", cases=tuple(((i,), i * i) for i in range(10))),
 )
+HANGS: Pair = ("\\boxed{9^{9^{9^{9}}}}", MathReference(answers=("x",)))
 SPINS: Pair = ("```python\nwhile True: pass\n```", StdioReference(cases=(("", "7"),)))
+
+
+def show(what: str, value: float, unit: str, *, least: float = 0.0, most: float = 0.0) -> None:
+    """One figure, and whether it is at least or at most what it must be."""
+    bound = f"at least {least:g}" if least else f"at most {most:g}" if most else ""
+    is_met = value >= least if least else value <= most
+    verdict = f"  ({bound}: {'holds' if is_met else 'MISSED'})" if bound else ""
+    print(f"{what:<58}{value:>8.2f} {unit}{verdict}", flush=True)
 
 
 def cpu_s(who: int) -> float:
@@ -55,7 +64,10 @@ def timed(pool: VerifierPool, pairs: Sequence[Pair]) -> tuple[float, list[float]
     return time.perf_counter() - started, [verdict.seconds for verdict in verdicts]
 
 
-def rate(name: str, pairs: Sequence[Pair], settings: Verify, warm: Sequence[Pair]) -> None:
+def rate(
+    name: str, pairs: Sequence[Pair], settings: Verify, warm: Sequence[Pair], *,
+    least: float = 0.0, most_ms: float = 0.0,
+) -> None:  # fmt: skip
     """Items per second and CPU per item, without the start of the pool."""
     costs = []
     for batch in (list(warm), [*warm, *pairs]):
@@ -66,8 +78,10 @@ def rate(name: str, pairs: Sequence[Pair], settings: Verify, warm: Sequence[Pair
         children = cpu_s(resource.RUSAGE_CHILDREN) - children
         costs.append((children, cpu_s(resource.RUSAGE_SELF) - own))
     child_ms, own_ms = (1e3 * (costs[1][i] - costs[0][i]) / len(pairs) for i in (0, 1))
-    print(f"{name}: {len(pairs) / seconds:.0f}/s, CPU {child_ms:.2f} ms each in cells and "
-          f"programs, {own_ms:.2f} ms in the caller")  # fmt: skip
+    show(name, len(pairs) / seconds, "a second", least=least)
+    show("  CPU of each, in cells and programs", child_ms, "ms")
+    show("  CPU of each, in the caller", own_ms, "ms")
+    show("  CPU of each", child_ms + own_ms, "ms", most=most_ms)
 
 
 def latency(settings: Verify) -> None:
@@ -75,29 +89,30 @@ def latency(settings: Verify) -> None:
     with VerifierPool(settings) as pool:
         pool.map([TRIVIAL] * 20)
         seconds = sorted(pool.submit(*TRIVIAL).result().seconds for _ in range(1000))
-    print(f"latency of a trivial program: median {1e3 * seconds[500]:.1f} ms, "
-          f"p99 {1e3 * seconds[990]:.1f} ms")  # fmt: skip
+    show("latency of a trivial program, median", 1e3 * seconds[500], "ms")
+    show("latency of a trivial program, p99", 1e3 * seconds[990], "ms", most=20.0)
 
 
-def hostile_share() -> None:
-    """2,000 programs of which 1 % spin: the time beyond what the spinners' limits and the honest
-    work take."""
+def hostile_share(name: str, ordinary: Sequence[Pair], hostile: Pair) -> None:
+    """2,000 completions of which 1 % run into their limit: the time taken, over these limits and
+    the time that the honest ones take alone."""
     settings = Verify(workers=2, deadline_s=2.0)
-    honest, spinners = [TRIVIAL] * 1980, 20
-    mixed = [SPINS if index % 100 == 50 else TRIVIAL for index in range(2000)]
+    mixed = [hostile if index % 100 == 50 else pair for index, pair in enumerate(ordinary)]
+    honest = [pair for pair in mixed if pair is not hostile]
     with VerifierPool(settings) as pool:
-        pool.map([TRIVIAL] * 20)
+        pool.map(ordinary[:20])
         alone, _ = timed(pool, honest)
         together, _ = timed(pool, mixed)
-    least = alone + spinners * settings.deadline_s / settings.workers
-    print(f"2,000 programs, 1 % spinning: {together:.1f} s, {together / least:.2f} x "
-          f"(honest alone {alone:.1f} s + their limits)")  # fmt: skip
+    limits = (len(mixed) - len(honest)) * settings.deadline_s / settings.workers
+    show(f"2,000 {name}, 1 % hostile, time", together, "s")
+    show("  over their limits and the honest work", together / (alone + limits), "x", most=1.2)
 
 
 def flat(items: int) -> None:
     """Memory and descriptors of the caller and of the cells over many items."""
     with VerifierPool(Verify(workers=2)) as pool:
         answers = ordinary_answers(400)
+        sizes = []
         for done in range(0, items + 1, max(items // 4, 1)):
             size = {
                 name: sum(
@@ -105,11 +120,17 @@ def flat(items: int) -> None:
                 )
                 for name in ("code", "math")
             }
-            print(f"after {done} items: caller {_resident_mb(os.getpid()):.0f} MB, "
-                  f"{len(os.listdir('/proc/self/fd'))} descriptors; cells code {size['code']:.0f} "
-                  f"MB, math {size['math']:.0f} MB")  # fmt: skip
+            caller, files = _resident_mb(os.getpid()), len(os.listdir("/proc/self/fd"))
+            sizes.append((caller, files, size["code"], size["math"]))
+            print(f"after {done} items: caller {caller:.0f} MB, {files} descriptors; cells code "
+                  f"{size['code']:.0f} MB, math {size['math']:.0f} MB", flush=True)  # fmt: skip
             batch = [TRIVIAL, TEN_CALLS, *answers[2:4]] * (items // 16)
             pool.map(batch)
+    # The first row is before anything was judged, when half of the processes don't exist.
+    first, last = sizes[1], sizes[-1]
+    show("growth of the caller from then on", last[0] - first[0], "MB", most=4.0)
+    show("growth in descriptors", last[1] - first[1], "", most=0.5)
+    show("growth of all cells", sum(last[2:]) - sum(first[2:]), "MB", most=40.0)
 
 
 def _descendants() -> list[int]:
@@ -148,14 +169,16 @@ def main() -> None:
     settings = Verify(workers=2, isolation=arguments.isolation)
     with VerifierPool(settings) as pool:
         print(pool.report)
-    rate("trivial programs", [TRIVIAL] * 2000, settings, [TRIVIAL] * 20)
-    rate("functions of ten calls", [TEN_CALLS] * 1000, settings, [TEN_CALLS] * 20)
+    trivial, ten_calls = [TRIVIAL] * 2000, [TEN_CALLS] * 1000
+    rate("trivial programs", trivial, settings, trivial[:20], least=200.0, most_ms=5.0)
+    rate("functions of ten calls", ten_calls, settings, ten_calls[:20])
     answers = ordinary_answers(2000)
-    rate("answers with the fast path", answers, settings, answers[:8])
+    rate("answers, half of them plain", answers, settings, answers[:8], least=100.0)
     slow = [pair for index, pair in enumerate(answers) if index % 4 >= 2][:600]
-    rate("answers that need algebra", slow, settings, slow[:8])
+    rate("answers that all need algebra", slow, settings, slow[:8], least=30.0)
     latency(settings)
-    hostile_share()
+    hostile_share("programs", trivial, SPINS)
+    hostile_share("maths answers", answers, HANGS)
     flat(arguments.items)
     print(f"load at the end {os.getloadavg()[0]:.1f}")
 

@@ -31,7 +31,7 @@ GRACE_S = 10.0
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 
 
-class SandboxError(Exception):
+class SandboxError(RuntimeError):
     """The sandbox itself failed: a nursery or a cell would not start, or died."""
 
 

@@ -35,6 +35,23 @@ shutil sre_compile sre_constants sre_parse stringprep _strptime tempfile timeit 
 unittest unittest.mock urllib.parse uuid xml.etree.ElementTree zlib zoneinfo asyncio
 """
 
+_ORDINARY_ANSWERS = (
+    ("\\frac{1}{2}x", "x/2"),
+    ("2\\sqrt{3}", "\\sqrt{12}"),
+    ("\\sqrt{5}", "7^{1/2}"),
+    ("x^2 + 3x", "x(x+3)"),
+    ("x^2 + 3x + 1", "x(x+3)"),
+    ("(1, 2]", "[1,2]"),
+    ("\\{1, 2\\}", "2, 1"),
+    ("1 < x < 2", "(1,2)"),
+    ("\\frac{\\pi}{4}", "0.7"),
+    ("e^{i\\pi}", "-1"),
+    ("\\sin^2 x", "1-\\cos^2 x"),
+    ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 3 \\end{pmatrix}"),
+    ("\\text{east}", "west"),
+    ("y = 2x + 1", "y = x"),
+)
+
 Hooks = list[dict[str, Callable[[], Any]]]
 """Arguments of calls of `os.register_at_fork`."""
 
@@ -59,14 +76,10 @@ def load(kind: str) -> None:
     """What nearly every program of this kind of nursery needs."""
     _import(_COMMON)
     if kind == "math":
-        # Parsers build their tables, and sympy imports its parts, on first use.
-        for text in (
-            "\\boxed{\\frac{1}{2}}",
-            "\\boxed{x^2+1}",
-            "\\boxed{(1, 2]}",
-            "\\boxed{\\sqrt{3}}",
-        ):
-            answer.judge(text, MathReference(answers=("\\frac{2}{3}", "\\{1, 2\\}")))
+        # Parsers build their tables, and sympy imports its parts and fills its caches, on first
+        # use: a worker that takes the place of a killed one starts with all that.
+        for text, gold in _ORDINARY_ANSWERS:
+            answer.judge(f"\\boxed{{{text}}}", MathReference(answers=(gold,)))
     # `exit` and `quit`, which scripts expect and which an interpreter without site lacks.
     site.setquit()
     _settle()
