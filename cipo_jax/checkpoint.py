@@ -264,7 +264,8 @@ def _check_shapes(saved: Shapes, wanted: Shapes, folder: Path) -> None:
 
 def _checksums(tree: Any) -> dict[str, int]:
     """Path of each array in the state to the checksum of its bits."""
-    sums = jax.device_get(_bit_sums(tree))
+    # An array at a time: in one program, XLA's CPU backend would hold the hashes of all of them.
+    sums = jax.device_get(jax.tree.map(_bit_sum, tree))
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(x)
         for path, x in jax.tree_util.tree_flatten_with_path(sums)[0]
@@ -272,30 +273,34 @@ def _checksums(tree: Any) -> dict[str, int]:
 
 
 @jax.jit
-def _bit_sums(tree: Any) -> Any:
-    """The tree with a checksum in the place of each array: the sum, modulo 2^32, of a hash of each
-    element's bits and place.
+def _bit_sum(x: jax.Array) -> UInt32[jax.Array, ""]:
+    """The sum, modulo 2^32, of a hash of each element's bits and place.
 
     The hash is a bijection of the bits, so a change of one element always changes the sum; several
     changes cancel with a chance of 2^-32. Sums of whole numbers don't depend on their order, and
-    so not on the mesh. The array is read once, and no second one is made.
+    so not on the mesh.
     """
 
-    def bit_sum(x: jax.Array) -> UInt32[jax.Array, ""]:
-        width = np.dtype(x.dtype).itemsize * 8
-        bits = jax.lax.bitcast_convert_type(x, f"uint{width}").astype(jnp.uint32)
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            place = place * jnp.uint32(size % 2**32) + jax.lax.broadcasted_iota(
-                jnp.uint32, x.shape, axis
+    def of_part(x: jax.Array, start: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * np.dtype(x.dtype).itemsize}")
+        place = jnp.full(bits.shape, start, jnp.uint32)
+        for axis, size in enumerate(bits.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
+                jnp.uint32, bits.shape, axis
             )
         # The finaliser of MurmurHash3.
-        h = bits ^ (place * jnp.uint32(0x9E3779B1))
+        h = bits.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))
         h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
         h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
         return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
 
-    return jax.tree.map(bit_sum, tree)
+    if x.ndim < 3:
+        return of_part(x, jnp.uint32(0))
+    # Stacked over layers: one at a time, so that the hashes of a layer are all there is.
+    starts = jnp.arange(x.shape[0], dtype=jnp.uint32)
+    add = lambda total, part: (total + of_part(*part), None)  # noqa: E731
+    total, _ = jax.lax.scan(add, jnp.uint32(0), (x, starts))
+    return total
 
 
 class DamagedError(RuntimeError):
