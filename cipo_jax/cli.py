@@ -294,6 +294,7 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "that fits costs its compilation",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="write the tables there, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory, as PNG")
     parser.set_defaults(run=_plan)
 
@@ -320,6 +321,9 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
         print(json.dumps(made.to_json(), indent=1))
     else:
         print_plan(made, Console(width=None if sys.stdout.isatty() else 140, highlight=False))
+    if parsed.text is not None:
+        with parsed.text.open("w") as text:
+            print_plan(made, Console(file=text, width=140, highlight=False))
     if parsed.picture is not None:
         draw(made, parsed.picture)
     return 0 if made.fits else 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -381,6 +382,47 @@ def test_operations_of_the_train_step_follow_the_formula():
     assert found == pytest.approx(4 * (forward + head) * tokens, rel=0.08)
 
 
+# Plans that are kept
+
+PLANS = sorted((ROOT / "docs" / "plans").glob("*.json"))
+
+
+def kept_settings():
+    """Config and overrides of each plan, as the script that makes them says."""
+    lines = (ROOT / "docs" / "plans" / "make.sh").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.count(" | ") == 3]
+    return {name: (config, settings.split()) for name, config, _, settings in cells}
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_kept_plans_are_of_the_shipped_settings(path):
+    """What decides about memory is as it was when the plan was made: else make it again."""
+    config, overrides = kept_settings()[path.stem]
+    kept = json.loads(path.read_text())["settings"]
+    cfg = configfile.load(ROOT / "configs" / f"{config}.yaml", overrides)
+    now = json.loads(json.dumps(dataclasses.asdict(cfg)))
+    for section in (
+        "model",
+        "adapter",
+        "prompts",
+        "train",
+        "mesh",
+        "kl",
+        "optimizer",
+        "correction",
+    ):
+        assert now[section] == kept[section], section
+    for section, field in (
+        ("sampling", "samples_per_prompt"),
+        ("sampling", "max_new_tokens"),
+        ("sampling", "prompts_per_call"),
+        ("evaluation", "samples_per_problem"),
+        ("evaluation", "max_new_tokens"),
+        ("evaluation", "prompts_per_call"),
+    ):
+        assert now[section][field] == kept[section][field], (section, field)
+
+
 # A real plan
 
 
@@ -462,6 +504,19 @@ def test_a_run_that_does_not_divide_over_the_slice_is_refused():
     cfg = configfile.load(SMOKE, [*SMALL, "--mesh.tensor", "3"])
     with pytest.raises(ValueError, match="does not make 4 devices"):
         plan.make(cfg, hardware.parse("v5litepod-4"))
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None,
+    reason="opt-in: the GPU compiler comes with the extra cuda12",
+)
+def test_a_plan_for_gpus_compares_with_the_stated_memory():
+    cfg = configfile.load(SMOKE, SMALL)
+    found = plan.make(cfg, hardware.parse("h100:4"), hbm_gib=1.0)
+    assert (found.hbm_bytes, found.hbm_source) == (2**30, "as stated")
+    assert found.fits
+    assert not dataclasses.replace(found, hbm_bytes=found.fullest.total - 1).fits
+    assert "H100" in found.device_kind
 
 
 def test_without_a_compiler_the_way_out_is_said(monkeypatch):

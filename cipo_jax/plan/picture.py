@@ -44,7 +44,7 @@ def draw(plan: Plan, path: Path) -> None:
         _limit(axes, plan)
         verdict = "fits" if plan.fits else "does not fit"
         axes.set_title(
-            f"{plan.config} on {plan.slice.topology}: {verdict}. "
+            f"{plan.cfg.name} on {plan.slice.topology}: {verdict}. "
             f"Memory of a device at each program's worst moment",
             pad=26,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cipo_jax.config import Config
 from cipo_jax.plan.cycle import Call, Moment
 from cipo_jax.plan.hardware import Slice
 
@@ -60,7 +61,7 @@ class Largest:
 class Plan:
     """All that was found out about a configuration on a slice."""
 
-    config: str
+    cfg: Config
     slice: Slice
     device_kind: str
     num_devices: int
@@ -72,8 +73,6 @@ class Plan:
     missing: tuple[str, ...]
     """Programs that were not compiled, as what they take comes from a refused one."""
     largest: tuple[Largest, ...]
-    tokens_per_step: int
-    """Sampled in a step in which every completion has its full length."""
     versions: dict[str, str]
     seconds: float
     """The planning itself took."""
@@ -96,10 +95,17 @@ class Plan:
         """Lower bound on the devices' time of a step, without evaluations."""
         return sum(p.seconds for p in self.programs if p.call.phase != "evaluate")
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Sampled in a step in which every completion has its full length."""
+        completions = self.cfg.train.prompts_per_step + self.cfg.num_anchors
+        completions *= self.cfg.sampling.samples_per_prompt
+        return completions * self.cfg.sampling.max_new_tokens
+
     def to_json(self) -> dict[str, Any]:
         """For scripts: `fits`, `hbm_bytes`, `peak_bytes`, `programs` and the rest."""
         return {
-            "config": self.config,
+            "config": self.cfg.name,
             "asked": self.slice.asked,
             "topology": self.slice.topology,
             "rented_as": self.slice.rented_as,
@@ -123,6 +129,7 @@ class Plan:
                 "tokens_per_step": self.tokens_per_step,
                 "tokens_per_s": self.tokens_per_step / self.step_s if self.step_s else None,
             },
+            "settings": asdict(self.cfg),
             "remarks": list(self.slice.remarks),
             "versions": self.versions,
             "planning_s": self.seconds,

@@ -29,7 +29,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     rented = f", rented as {where.rented_as}" if where.rented_as else ""
     mesh = " ".join(f"{name} {size}" for name, size in plan.mesh.items())
     console.print(
-        f"[bold]{plan.config} on {where.topology}[/] ({where.num_chips} chips{rented}; "
+        f"[bold]{plan.cfg.name} on {where.topology}[/] ({where.num_chips} chips{rented}; "
         f"{plan.num_devices} devices '{plan.device_kind}', mesh {mesh})"
     )
     console.print(_verdict(plan))
@@ -117,8 +117,8 @@ def _work(plan: Plan) -> Table:
         _column(table, name)
     for p in plan.programs:
         runs, compiled = p.call.per_step * p.call.at_once, p.call.compiled
-        if compiled.memory is None or not compiled.flops + compiled.traffic_bytes:
-            continue
+        if compiled.memory is None or (not compiled.flops and p.seconds < 0.01 * plan.step_s):
+            continue  # taking layers apart
         sent = sum(c.sent_bytes for c in compiled.collectives)
         table.add_row(
             p.call.label,

@@ -75,7 +75,7 @@ def make_plan(request: Request) -> Plan:
     moments = cycle.moments(resident, calls)
     per_device = request.slice.num_chips / len(devices)
     plan = Plan(
-        config=cfg.name,
+        cfg=cfg,
         slice=request.slice,
         device_kind=devices[0].device_kind,
         num_devices=len(devices),
@@ -97,9 +97,6 @@ def make_plan(request: Request) -> Plan:
             if call.compiled.memory is None and call.phase != "train"
         ),
         largest=(),
-        tokens_per_step=(cfg.train.prompts_per_step + cfg.num_anchors)
-        * cfg.sampling.samples_per_prompt
-        * cfg.sampling.max_new_tokens,
         versions=_versions(),
         seconds=0.0,
     )
