@@ -39,6 +39,7 @@ def draw(plan: Plan, path: Path) -> None:
         width = max(7.0, 2.6 + 0.5 * len(plan.programs))
         figure = Figure(figsize=(width, 5.4), dpi=150, layout="constrained")
         axes = figure.subplots()
+        axes.set_axisbelow(True)
         _bars(axes, plan)
         _phases(axes, plan)
         _limit(axes, plan)
@@ -64,9 +65,9 @@ def _bars(axes: Axes, plan: Plan) -> None:
         is_over = planned.moment.is_refused or planned.moment.total > plan.hbm_bytes
         colour = ORANGE if is_over else GREY
         axes.bar(x, own, bottom=bottom, width=0.72, color=colour, linewidth=0)
-        axes.text(
-            x, bottom + own, f"{bottom + own:.1f}", ha="center", va="bottom", fontsize=8, color=INK
-        )
+        total = bottom + own
+        label = f"{total:.1f}" if total >= 0.1 else f"{total:.1g}"
+        axes.text(x, total, label, ha="center", va="bottom", fontsize=8, color=INK)
     axes.set_xticks(
         range(len(plan.programs)),
         [p.call.name for p in plan.programs],
@@ -102,7 +103,7 @@ def _limit(axes: Axes, plan: Plan) -> None:
     axes.text(
         len(plan.programs) - 0.45,
         limit,
-        f"{limit:.2f} GiB there are ",
+        f"{limit:.2f} GiB available ",
         ha="right",
         va="bottom",
         color=ORANGE,
