@@ -4,6 +4,7 @@ cipo train CONFIG [--run-dir DIR [--allow-changes]] [--any.field value ...]
 cipo export RUN OUT [--step N] [--adapter]
 cipo evaluate MODEL_OR_RUN --benchmarks NAMES [--data DIR]
 cipo plan CONFIG --topology v5litepod-16 [--json] [--picture FILE] [--any.field value ...]
+cipo study STUDY.yaml [--output DIR]
 cipo regrade RUN
 cipo verify-serve [--host HOST] [--port PORT] [--workers N]
 """
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     _add_export(commands)
     _add_evaluate(commands)
     _add_plan(commands)
+    _add_study(commands)
     _add_regrade(commands)
     _add_verify_serve(commands)
     parsed, rest = parser.parse_known_args(arguments)
@@ -327,6 +329,35 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
     if parsed.picture is not None:
         draw(made, parsed.picture)
     return 0 if made.fits else 1
+
+
+def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "study",
+        help="one configuration in several arms over several seeds",
+        description="Run the arms of STUDY over its seeds and write the page that compares them. "
+        "Finished runs are not done again. See docs/evaluation.md.",
+    )
+    parser.add_argument(
+        "study", metavar="STUDY", type=Path, help="a YAML file, as in configs/studies/"
+    )
+    parser.add_argument("--output", type=Path, help="the study's folder (default: runs/FILE-NAME)")
+    parser.add_argument("--arms", metavar="NAMES", help="only these, as in cipo,grpo")
+    parser.add_argument("--report", action="store_true", help="only write the page")
+    parser.set_defaults(run=_study)
+
+
+def _study(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from cipo_jax import study
+    from cipo_jax.report import study as page
+
+    read = study.read(parsed.study, arms=parsed.arms.split(",") if parsed.arms else None)
+    folder = parsed.output or Path("runs") / parsed.study.stem
+    if not parsed.report:
+        study.run(read, folder)
+    path = page.write(folder, name=read.name, arms=tuple(read.arms))
+    print(f"\n{path.read_text()}\n{path}")
+    return 0
 
 
 def _add_regrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -97,6 +97,7 @@ def of_time(iteration: Iteration, *, num_updates: int, train_s: float, step_s: f
         "time/verify_s": sum(j.verify_s for j in streams),
         "time/train_s": train_s,
         "time/step_s": step_s,
+        "tokens/sampled": sum(j.num_tokens for j in streams),
         "throughput/sampled_tokens_per_s": sum(j.num_tokens for j in streams) / sample_s,
         "throughput/trained_tokens_per_s": num_trained / train_s,
     }

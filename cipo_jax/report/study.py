@@ -1,0 +1,248 @@
+"""The page on a study: its arms side by side, with what a few seeds can tell and what not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from cipo_jax.evaluate.measures import Estimate, mean_with_interval, paired_difference
+from cipo_jax.report.panel import BLUE, GREEN, GREY, INK, ORANGE, STYLE, finish_shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One finished run of an arm."""
+
+    seed: int
+    before: Mapping[str, Any]
+    """The first entry of evaluations.json."""
+    after: Mapping[str, Any]
+    """The last."""
+    steps: int
+    tokens: int
+    """Sampled in training, both streams."""
+    seconds: float
+    """Of the steps; evaluations don't count."""
+
+
+Outcomes = dict[str, list[Outcome]]
+
+
+def write(folder: Path, *, name: str, arms: Sequence[str]) -> Path:
+    """Write study.md, study.json and study.png from the runs that are finished.
+
+    Returns: the path of study.md.
+    Raises: ValueError if none is.
+    """
+    outcomes = {arm: _outcomes(folder / arm) for arm in arms}
+    outcomes = {arm: runs for arm, runs in outcomes.items() if runs}
+    if not outcomes:
+        raise ValueError(f"{folder} holds no finished run.")
+    figures = summarise(outcomes)
+    (folder / "study.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    draw(outcomes, figures, name).savefig(folder / "study.png", format="png", facecolor="white")
+    (folder / "study.md").write_text(_page(figures, name))
+    return folder / "study.md"
+
+
+def summarise(outcomes: Outcomes) -> dict[str, Any]:
+    """Figures of each arm.
+
+    `accuracy` is avg@n on the held-out problems after training, the mean over seeds, with a
+    bootstrap interval over problems; `difference` is that of the arm minus the first arm's, paired
+    over problems; `by_seed` are the single runs, whose spread is the noise of training.
+    """
+    (first, reference), *_ = outcomes.items()
+    found: dict[str, Any] = {}
+    for arm, runs in outcomes.items():
+        value_Q = _accuracy_by_problem(runs)
+        found[arm] = {
+            "seeds": [run.seed for run in runs],
+            "accuracy": mean_with_interval(value_Q, seed=0),
+            "difference": None
+            if arm == first
+            else paired_difference(_accuracy_by_problem(reference), value_Q, seed=0),
+            "by_seed": {
+                "accuracy_before": [run.before["sampled"]["mean"] for run in runs],
+                "accuracy": [run.after["sampled"]["mean"] for run in runs],
+                "greedy": [run.after["greedy"]["mean"] for run in runs],
+                "fix_rate": [run.after["correction"]["fix_rate"]["mean"] for run in runs],
+                "retention": [run.after["correction"]["retention"]["mean"] for run in runs],
+                "pass_at_k": [
+                    {k: e["mean"] for k, e in run.after["pass_at_k"].items()} for run in runs
+                ],
+                "steps": [run.steps for run in runs],
+                "tokens": [run.tokens for run in runs],
+                "seconds": [run.seconds for run in runs],
+            },
+        }
+    return found
+
+
+def _outcomes(folder: Path) -> list[Outcome]:
+    found = []
+    for run in sorted(folder.glob("seed-*"), key=lambda p: int(p.name.removeprefix("seed-"))):
+        if not (run / "plot.png").exists():
+            continue
+        evaluations = sorted(
+            json.loads((run / "evaluations.json").read_text()), key=lambda e: e["step"]
+        )
+        metrics = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+        found.append(
+            Outcome(
+                seed=int(run.name.removeprefix("seed-")),
+                before=evaluations[0],
+                after=evaluations[-1],
+                steps=len(metrics),
+                tokens=sum(m["tokens/sampled"] for m in metrics),
+                seconds=sum(m["time/step_s"] for m in metrics),
+            )
+        )
+    return found
+
+
+def _accuracy_by_problem(runs: Sequence[Outcome]) -> np.ndarray:
+    """Of each held-out problem, the mean over seeds; problems are the same in all runs."""
+    by_run = [
+        [
+            p["num_right"] / p["num_valid"] if p["num_valid"] else np.nan
+            for p in run.after["per_problem"]
+        ]
+        for run in runs
+    ]
+    return np.mean(np.array(by_run, dtype=float), axis=0)
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def _page(figures: Mapping[str, Any], name: str) -> str:
+    head = ["arm", "seeds", "before", "accuracy", "minus the first arm", "greedy", "pass@k",
+            "fix rate", "retention", "steps", "sampled tokens", "seconds"]  # fmt: skip
+    rows = [_row(arm, entry) for arm, entry in figures.items()]
+    table = "\n".join(
+        "| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows]
+    )
+    return f"""# {name}
+
+{table}
+
+Means over seeds; in round brackets the lowest and the highest seed. Square brackets are 95 %
+bootstrap intervals over the held-out problems, with the seeds averaged: they say how much hangs on
+the problems that were drawn. How much hangs on the seed is what the round brackets show, and with
+few seeds that is little evidence: a difference inside them is none.
+
+![](study.png)
+"""
+
+
+def _row(arm: str, entry: Mapping[str, Any]) -> list[str]:
+    runs = entry["by_seed"]
+    k = max(runs["pass_at_k"][0], key=int)
+    return [
+        arm,
+        str(len(entry["seeds"])),
+        _spread(runs["accuracy_before"]),
+        f"{_interval(entry['accuracy'])} {_spread(runs['accuracy'], with_mean=False)}",
+        _interval(entry["difference"], "+.3f") if entry["difference"] else "–",
+        _spread(runs["greedy"]),
+        f"{_spread([p[k] for p in runs['pass_at_k']])} k={k}",
+        _spread(runs["fix_rate"]),
+        _spread(runs["retention"]),
+        _spread(runs["steps"], ".0f"),
+        _spread(runs["tokens"], ",.0f"),
+        _spread(runs["seconds"], ",.0f"),
+    ]
+
+
+def _spread(values: Sequence[float | None], form: str = ".3f", *, with_mean: bool = True) -> str:
+    known = [v for v in values if v is not None]
+    if not known:
+        return "–"
+    ends = f"({min(known):{form}} to {max(known):{form}})"
+    return f"{np.mean(known):{form}} {ends}" if with_mean else ends
+
+
+def _interval(estimate: Estimate, form: str = ".3f") -> str:
+    if estimate["mean"] is None:
+        return "–"
+    return f"{estimate['mean']:{form}} [{estimate['low']:{form}}, {estimate['high']:{form}}]"
+
+
+# --- the picture --------------------------------------------------------------------------------
+
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", INK, GREY)
+
+
+def draw(outcomes: Outcomes, figures: Mapping[str, Any], name: str) -> Figure:
+    """Accuracy, fix rate and retention of each arm, one dot a seed, and pass@k by arm."""
+    tall = max(4.0, 1.6 + 0.42 * len(outcomes))
+    with matplotlib.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(
+            w_pad=0.12, h_pad=0.1, wspace=0.04, rect=(0, 0, 1, 1 - 0.75 / tall)
+        )
+        figure = Figure(figsize=(13, tall), dpi=150, layout=layout)
+        figure.suptitle(
+            name, x=0.012, y=1 - 0.12 / tall, ha="left", va="top", fontsize=13, weight="bold"
+        )
+        note = "After training, on held-out problems. Small dots: single seeds; bars: their means."
+        figure.text(0.012, 1 - 0.45 / tall, note, ha="left", va="top", color=GREY)
+        axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.25))
+        for ax, key, title in (
+            (axes[0], "accuracy", "Accuracy, sampled"),
+            (axes[1], "fix_rate", "Fix rate"),
+            (axes[2], "retention", "Retention"),
+        ):
+            _draw_dots(ax, figures, key)
+            ax.set_title(title)
+            if ax is not axes[0]:
+                ax.set_yticklabels([])
+        _draw_pass_at_k(axes[3], figures)
+        return figure
+
+
+def _draw_dots(ax: Axes, figures: Mapping[str, Any], key: str) -> None:
+    for i, entry in enumerate(figures.values()):
+        values = [v for v in entry["by_seed"][key] if v is not None]
+        colour = COLOURS[i % len(COLOURS)]
+        if not values:
+            ax.text(0.5, i, "not measured", ha="center", va="center", color=GREY)
+            continue
+        ax.plot(values, [i] * len(values), ".", color=colour, ms=8, alpha=0.6, mew=0)
+        ax.plot([np.mean(values)] * 2, [i - 0.25, i + 0.25], color=colour, lw=2.5)
+    ax.set_ylim(len(figures) - 0.5, -0.5)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_yticks(range(len(figures)), list(figures))
+    ax.xaxis.set_major_locator(FixedLocator([0, 0.5, 1]))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(axis="x")
+    ax.grid(False, axis="y")
+    ax.tick_params(length=0)
+
+
+def _draw_pass_at_k(ax: Axes, figures: Mapping[str, Any]) -> None:
+    ax.set_title("pass@k, mean over seeds")
+    ends, ks = [], []
+    for i, (arm, entry) in enumerate(figures.items()):
+        by_seed = entry["by_seed"]["pass_at_k"]
+        ks = sorted(map(int, by_seed[0]))
+        mean = [float(np.mean([run[str(k)] for run in by_seed])) for k in ks]
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot(ks, mean, color=colour, lw=2, marker="o", ms=4)
+        ends.append((mean[-1], arm, colour))
+    finish_shares(ax, ends, gap=0.07)
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator(ks))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticklabels([str(k) for k in ks])
+    ax.set_xlabel("k")
