@@ -208,7 +208,10 @@ def test_the_state_is_that_of_the_adapter_alone(params, tmp_path, batch):
     assert second["loss/kl"] > 1e-4
     jax.tree.map(np.testing.assert_array_equal, frozen, params)  # not donated, not changed
 
-    # What was saved is the adapter, on any mesh, and training goes on from it.
+    # Training goes on from what was saved, bit for bit.
+    resumed, _ = checkpoints.restore_latest(abstract_state(cfg, ARCH, mesh))
+    jax.tree.map(np.testing.assert_array_equal, compiled(cfg)(resumed, frozen, batch)[0], state)
+    # It is the adapter alone, and comes back on any mesh.
     spread = mesh_of(config.Mesh(data=1, fsdp=2, tensor=2))
     restored, _ = checkpoints.restore_latest(abstract_state(cfg, ARCH, spread))
     checkpoints.close()

@@ -17,16 +17,18 @@ from cipo_jax.report.comparison import figures
 _USE_MODEL = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoModelForCausalLM.from_pretrained(FOLDER, dtype="auto")
+folder = "."  # this one, or its id on a hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
 """
 
 _USE_ADAPTER = """\
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)
+folder = "."  # this one, or its id on a hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoPeftModelForCausalLM.from_pretrained(folder)
 """
 
 
@@ -134,7 +136,7 @@ def _environment(folder: Path) -> str:
     devices = record.get("devices", {})
     rows = {
         "devices": f"{devices.get('count')} x {devices.get('kind')}",
-        "verifier": record.get("verifier", "not recorded"),
+        "verifier": record.get("verifier", "not recorded").removeprefix("verifier: "),
         "versions": ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items()),
         "commit": record.get("commit") or "none (an installed package)",
         "started": record.get("started"),
