@@ -28,7 +28,7 @@ from cipo_jax.model.transformer import hidden_states, unstack
 from cipo_jax.optim import has_decay
 from cipo_jax.records import PromptBatch
 from cipo_jax.sampler import sample
-from cipo_jax.sharding import make_mesh
+from cipo_jax.sharding import ACTIVATION_RULES, distributed, make_mesh
 from cipo_jax.train_step import abstract_state, init_state, make_train_step
 
 ARCH = PRESETS["tiny-qwen2"]
@@ -320,6 +320,35 @@ def test_the_sampler_and_the_trainer_see_one_policy(params, projections):
     assert largest_gap(adapt(params, larger, cfg)) > 1e-3
 
 
+def test_the_sampler_on_a_mesh_merges_the_same(params):
+    """Base and adapter in pieces over fsdp and tensor; every token as on one device."""
+    cfg, mesh = make_config(), mesh_of(config.Mesh(data=1, fsdp=2, tensor=2))
+    prompt_QP = np.random.default_rng(0).integers(0, ARCH.vocab_size, (4, 9)).astype(np.int32)
+    prompts = PromptBatch(prompt_QP, np.full(4, 9, np.int32), np.arange(4, dtype=np.int32))
+    params = params.replace(
+        blocks=jax.tree.map(lambda x: x / 3 if x.ndim > 2 else x, params.blocks)
+    )
+
+    def run(base, adapter_, prompts):
+        return sample(
+            adapt(base, adapter_, LORA), prompts, jax.random.key(0), 0.7, arch=ARCH,
+            samples_per_prompt=2, max_new_tokens=4, eos_ids=(319,), compute_dtype="float32",
+        )  # fmt: skip
+
+    alone = run(params, drawn_adapter(), prompts)
+    spread = init_state(drawn_adapter(), cfg, mesh).params
+    assert spread.gate_b.addressable_shards[0].data.shape[-1] == ARCH.mlp_dim // 2
+    with jax.set_mesh(mesh):
+        meshed = run(
+            placed(params, cfg, mesh), spread, distributed(prompts, mesh, ACTIVATION_RULES)
+        )
+    np.testing.assert_array_equal(meshed.token_QGC, alone.token_QGC)
+    np.testing.assert_allclose(meshed.logprob_QGC, alone.logprob_QGC, atol=1e-5)
+    # Control: the base alone draws others.
+    plain = jax.tree.map(jnp.zeros_like, drawn_adapter())
+    assert (run(params, plain, prompts).token_QGC != alone.token_QGC).any()
+
+
 def test_factors_in_the_order_of_the_formula():
     """W = 0, A = (1, 2)^T, B = (3, 5), scale 0.5: the rank-one matrix (1.5 2.5; 3 5)."""
     weight = Adapted(
@@ -348,6 +377,14 @@ def test_scale():
 def test_a_bad_adapter_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Lora(**fields)
+
+
+def test_projections_that_a_family_does_not_have():
+    moe = PRESETS["tiny-qwen3-moe"]
+    with pytest.raises(ValueError, match=r"projections names gate, up, down, which .* qwen3_moe"):
+        adapter.init(jax.random.key(0), moe, LORA)
+    attention = dataclasses.replace(LORA, projections=("q", "k", "v", "o"))
+    assert adapter.abstract(moe, attention).o_b.shape == (moe.num_layers, 6, moe.model_dim)
 
 
 def test_frozen_parameters_are_asked_for(batch):
