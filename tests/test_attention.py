@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from batches import random_batch
 
-from cipo_jax.model.attention import fused_attention, packed_attention, xla_attention
+from cipo_jax.model.attention import fused_attention, packed_attention
+from cipo_jax.model.blockwise import blockwise_attention
 from cipo_jax.model.splash import splash_attention
 
 ROWS, TOKENS = 2, 200  # not a multiple of the kernel's blocks
@@ -53,12 +54,12 @@ KERNELS = {
 def test_a_kernel_is_the_reference(kernel, shape) -> None:
     qkv, segment_BT, prefix_BT = inputs(shape)
     assert (np.asarray(segment_BT) != np.asarray(prefix_BT)).any()  # there are shared prompts
-    reference = value_and_grads(xla_attention, qkv, segment_BT, prefix_BT)
+    reference = value_and_grads(blockwise_attention, qkv, segment_BT, prefix_BT)
     ours = value_and_grads(kernel, qkv, segment_BT, prefix_BT)
     assert largest_gap(ours, reference) < 1e-5
     # Controls: completions that see each other, and completions that don't see their prompt.
-    together = value_and_grads(xla_attention, qkv, prefix_BT, prefix_BT)
-    apart = value_and_grads(xla_attention, qkv, segment_BT, segment_BT)
+    together = value_and_grads(blockwise_attention, qkv, prefix_BT, prefix_BT)
+    apart = value_and_grads(blockwise_attention, qkv, segment_BT, segment_BT)
     assert largest_gap(ours, together) > 1e-2
     assert largest_gap(ours, apart) > 1e-2
 

@@ -13,8 +13,8 @@ import pytest
 from batches import random_batch
 from weights import drawn
 
-from cipo_jax.model import attention
-from cipo_jax.model.attention import Window, packed_attention
+from cipo_jax.model.attention import packed_attention
+from cipo_jax.model.blockwise import Window
 from cipo_jax.model.presets import (
     PRESETS,
     Architecture,
@@ -186,31 +186,6 @@ def test_unstack_casts_matrices_and_keeps_the_norm_scales():
     assert layer.q.dtype == layer.down.dtype == jnp.bfloat16
     assert layer.attn_norm.dtype == layer.q_norm.dtype == jnp.float32
     assert layer.q.shape == (arch.model_dim, arch.num_heads, arch.head_dim)
-
-
-def test_long_rows_are_computed_in_pieces(monkeypatch):
-    """Same numbers and gradients, and no array with the scores of the whole row."""
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", 16)
-    batch = random_batch(2, 40, vocab_size=9, seed=2)
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (
-        jax.random.normal(key, (2, 40, n, 8)) for key, n in zip(keys, (4, 2, 2), strict=True)
-    )
-
-    def loss(q, k, v):
-        out = packed_attention(q, k, v, batch.segment_BT, batch.prefix_BT)
-        return jnp.sum(jnp.where((batch.segment_BT > 0)[..., None, None], out, 0) ** 2)
-
-    def largest():
-        hlo = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, k, v).as_text()
-        return "40x40x" in hlo
-
-    in_pieces = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
-    assert not largest()
-    monkeypatch.setattr(attention, "_QUERY_CHUNK", 64)
-    at_once = jax.jit(jax.grad(loss, (0, 1, 2)))(q, k, v)
-    assert largest()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), in_pieces, at_once)
 
 
 def test_rms_norm_by_hand():

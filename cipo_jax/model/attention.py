@@ -5,41 +5,30 @@ are all that is decided here.
 
     packed rows on a TPU    the splash kernel of jax (`splash.py`)
     packed rows on a GPU    cuDNN, through jax.nn.dot_product_attention
-    everywhere else         plain XLA, which is the reference: on CPUs, in float32 on GPUs, with a
-                            window that differs between layers, and in decoding
+    everywhere else         plain XLA (`blockwise.py`), which is the reference: on CPUs, in float32
+                            on GPUs, with a window that differs between layers; and in decoding
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
+from cipo_jax.model.blockwise import ATTENDED, Window, blockwise_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.splash import splash_attention
 from cipo_jax.sharding import ACTIVATION_RULES
 
-_QUERY_CHUNK = 512
-"""Queries whose scores exist at one time: rows longer than this are computed in pieces, so that the
-scores of a row grow with T and not with T squared."""
-
 _MASKED = -1e30
 """Score of a pair that may not be seen. Finite, so that a query that sees nothing gives a finite
 output (which nobody reads) instead of NaN."""
-
-
-class Window(NamedTuple):
-    """Tokens at most `size` - 1 positions back are seen. Positions decide, not places in the row: a
-    completion may stand far behind the prompt that it continues.
-    """
-
-    position_BT: Int32[Array, "B T"]
-    size: Int32[Array, ""]
 
 
 def packed_attention(
@@ -65,8 +54,8 @@ def packed_attention(
     if window is None and platform == "tpu":
         return _over_mesh(splash_attention, *arrays)
     if window is None and platform in ("gpu", "cuda") and q_BTNH.dtype != jnp.float32:
-        return _over_mesh(fused_attention, *arrays)
-    return xla_attention(*arrays, window)
+        return checkpoint_name(_over_mesh(fused_attention, *arrays), ATTENDED)
+    return blockwise_attention(*arrays, window)
 
 
 def _platform() -> str:
@@ -118,71 +107,6 @@ def fused_attention(
         is_causal=True,
         implementation=implementation,
     )
-
-
-def xla_attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
-    segment_BT: Int32[Array, "B T"],
-    prefix_BT: Int32[Array, "B T"],
-    window: Window | None = None,
-) -> Float[Array, "B T N H"]:
-    """`packed_attention` as plain operations. The scores exist for `_QUERY_CHUNK` queries at a
-    time, in the backward pass too.
-    """
-    num_rows, row_length, _, head_dim = q_BTNH.shape
-    num_kv_heads = k_BTKH.shape[2]
-    # J query heads share a key/value head.
-    q_BTKJH = q_BTNH.reshape(num_rows, row_length, num_kv_heads, -1, head_dim)
-    index_T = jnp.arange(row_length, dtype=jnp.int32)
-
-    def attend(
-        q_BcKJH: Array,
-        index_c: Array,
-        segment_Bc: Array,
-        prefix_Bc: Array,
-        position_Bc: Array | None,
-    ) -> Array:
-        sees_BcS = (index_T <= index_c[:, None]) & (
-            (segment_BT[:, None, :] == segment_Bc[:, :, None])
-            | (segment_BT[:, None, :] == prefix_Bc[:, :, None])
-        )
-        if window is not None and position_Bc is not None:
-            sees_BcS &= position_Bc[:, :, None] - window.position_BT[:, None, :] < window.size
-        score_BKJcS = jnp.einsum(
-            "BcKJH,BSKH->BKJcS", q_BcKJH, k_BTKH, preferred_element_type=jnp.float32
-        )
-        score_BKJcS = jnp.where(sees_BcS[:, None, None], score_BKJcS * head_dim**-0.5, _MASKED)
-        weight_BKJcS = jax.nn.softmax(score_BKJcS, axis=-1).astype(v_BTKH.dtype)
-        return jnp.einsum("BKJcS,BSKH->BcKJH", weight_BKJcS, v_BTKH)
-
-    position_BT = None if window is None else window.position_BT
-    if row_length <= _QUERY_CHUNK:
-        out_BTKJH = attend(q_BTKJH, index_T, segment_BT, prefix_BT, position_BT)
-        return out_BTKJH.reshape(q_BTNH.shape)
-
-    num_chunks = -(-row_length // _QUERY_CHUNK)
-    padding = num_chunks * _QUERY_CHUNK - row_length
-
-    def chunked(x: Array, axis: int) -> Array:
-        """Chunks of the time axis in front; the queries that fill up the last one are dropped."""
-        width = [(0, padding if i == axis else 0) for i in range(x.ndim)]
-        shape = (*x.shape[:axis], num_chunks, _QUERY_CHUNK, *x.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.pad(x, width).reshape(shape), axis, 0)
-
-    out_XBcKJH = jax.lax.map(
-        lambda chunk: jax.checkpoint(attend, prevent_cse=False)(*chunk),
-        (
-            chunked(q_BTKJH, 1),
-            chunked(index_T, 0),
-            chunked(segment_BT, 1),
-            chunked(prefix_BT, 1),
-            None if position_BT is None else chunked(position_BT, 1),
-        ),
-    )
-    out_BTKJH = jnp.moveaxis(out_XBcKJH, 0, 1).reshape(num_rows, -1, *q_BTKJH.shape[2:])
-    return out_BTKJH[:, :row_length].reshape(q_BTNH.shape)
 
 
 def decode_attention(

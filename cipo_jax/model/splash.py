@@ -32,6 +32,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jaxtyping import Float, Int32
 
+from cipo_jax.model.blockwise import ATTENDED
+
 LANES = 128
 """The kernel's blocks are multiples of this, and the matrix unit is this wide."""
 
@@ -111,5 +113,6 @@ def _kernel(row_length: int, num_heads: int, interpret: bool) -> Callable[..., A
         ),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )

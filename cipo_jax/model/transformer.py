@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
-from cipo_jax.model.attention import Window, packed_attention
+from cipo_jax.model.attention import packed_attention
+from cipo_jax.model.blockwise import ATTENDED, Window
 from cipo_jax.model.experts import ACTIVATIONS, mix_experts
 from cipo_jax.model.linear import Adapted, merged, product
 from cipo_jax.model.presets import Architecture
@@ -224,7 +224,6 @@ def block(
         if arch.query_pre_attn_scalar != arch.head_dim:  # attention divides by sqrt(head_dim)
             q_BTNH = q_BTNH * (arch.head_dim / arch.query_pre_attn_scalar) ** 0.5
         attended_BTNH, kept = attend(rotate(q_BTNH, rotary), rotate(k_BTKH, rotary), v_BTKH)
-        attended_BTNH = checkpoint_name(attended_BTNH, "attended")
         flat_BTX = attended_BTNH.reshape(*x_BTD.shape[:2], -1)
         added_BTD = product(flat_BTX, weights.o, in_axes=2)
         if weights.attn_post_norm is not None:
@@ -257,7 +256,7 @@ def embedded(
 
 _KEPT = {
     "products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("attended"),
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
     "block": jax.checkpoint_policies.nothing_saveable,
 }
 
