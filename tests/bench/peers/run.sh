@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Every trainer on every workload, alternating:   tests/bench/peers/run.sh [ROUNDS]
+#
+#   CIPO_PYTHON, TUNIX_PYTHON, TRL_PYTHON   interpreters of the three environments (README.md)
+#   OUT     folder of the results (default: a new one under /tmp)
+#   WORKS   which workloads (default: W1 W2 W3)
+#
+# All run with the same allocator setting, that of launch/env.sh.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+out=${OUT:-$(mktemp -d)}
+mkdir -p "$out"
+cd "$here" || exit 1
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} JAX_PLATFORMS=cpu
+export PYTHONPATH=$here/../../..
+cipo=${CIPO_PYTHON:-$PYTHONPATH/.venv/bin/python} tunix=$TUNIX_PYTHON trl=$TRL_PYTHON
+for _ in $(seq "${1:-2}"); do
+  for work in ${WORKS:-W1 W2 W3}; do
+    for python in "$cipo" "$trl"; do
+      "$python" floor.py --out "$out/floor.jsonl"
+    done
+    "$cipo" run_cipo.py "$work" --out "$out/results.jsonl" 2>>"$out/errors.log" || echo "cipo_jax $work failed, see $out/errors.log"
+    "$tunix" run_tunix.py "$work" --out "$out/results.jsonl" 2>>"$out/errors.log" || echo "tunix $work failed, see $out/errors.log"
+    "$trl" run_trl.py "$work" --out "$out/results.jsonl" 2>>"$out/errors.log" || echo "trl $work failed, see $out/errors.log"
+  done
+done
+"$cipo" report.py "$out/results.jsonl" "$out/floor.jsonl" | tee "$out/table.md"
+echo "results: $out"
