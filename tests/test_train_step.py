@@ -463,7 +463,7 @@ def test_errors(params, batch):
         call(make_config(), frozen=jax.tree.map(jnp.array, params))
     with pytest.raises(ValueError, match=r"8 rows, which train.rows_per_microbatch 3"):
         call(make_config(rows_per_microbatch=3))
-    with pytest.raises(ValueError, match=r"data \* fsdp = 4"):
+    with pytest.raises(ValueError, match=r"data \* fsdp \* expert = 4"):
         call(make_config(rows_per_microbatch=2), mesh=mesh_of(MESHES["all"]))
 
 
