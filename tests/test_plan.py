@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cipo_jax import cli, configfile, plan
@@ -150,6 +151,25 @@ def test_branches_devices_convolutions_and_groups_count():
     image, kernel = jnp.ones((1, 3, 9, 9)), jnp.ones((4, 3, 2, 2))
     convolve = lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID")  # noqa: E731
     assert counted(convolve, image, kernel) == 2 * 4 * 8 * 8 * 3 * 2 * 2
+
+
+def test_kernels_count_for_each_place_of_their_grid():
+    def kernel(x_ref, w_ref, o_ref):
+        @pl.when(pl.program_id(0) > 0)
+        def _():
+            o_ref[...] = x_ref[...] @ w_ref[...]
+
+    def product(x, w):
+        rows = pl.BlockSpec((2, 8), lambda i: (i, 0))
+        whole = pl.BlockSpec((8, 8), lambda i: (0, 0))
+        shape = jax.ShapeDtypeStruct((6, 8), jnp.float32)
+        call = pl.pallas_call(
+            kernel, grid=(3,), in_specs=[rows, whole], out_specs=rows, out_shape=shape,
+            interpret=True,
+        )  # fmt: skip
+        return call(x, w)
+
+    assert counted(product, X, W) == 2 * 6 * 8 * 8
 
 
 # Movement

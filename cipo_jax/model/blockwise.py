@@ -96,6 +96,12 @@ def blockwise_attention(
     return out_BXcKJH.reshape(num_rows, -1, num_heads, head_dim)[:, :row_length]
 
 
+def most_pairs(row_length: int) -> int:
+    """Pairs of blocks that rows of this length take at most: those of one long segment."""
+    num_blocks = -(-row_length // _BLOCK)
+    return num_blocks * (num_blocks + 1) // 2
+
+
 def _blocks(
     index_Xc: Array,
     segment_XBc: Array,

@@ -25,15 +25,15 @@ class Count:
 
     flops: float
     uncounted: tuple[str, ...]
-    """Names of kernels whose inside is not visible and that state no cost."""
+    """Names of kernels that state no cost and whose loops or grid depend on data."""
 
 
 def count(jaxpr: ClosedJaxpr, trips: LoopTrips) -> Count:
     """Operations of all matrix products and convolutions, two for each multiply and add.
 
     Elementwise work is left out. What a device computes in a `shard_map` counts for every device.
-    Of the branches of a condition the most expensive counts. Custom kernels count what their
-    `cost_estimate` says.
+    Of the branches of a condition the most expensive counts. A Pallas kernel counts what its
+    `cost_estimate` says, or the inside of it for each place of its grid, as if it skipped none.
 
     Args:
       trips: of the `while` loops, outermost first where they are nested.
@@ -70,11 +70,7 @@ def _of_equation(eqn: Any, trips: Iterator[int], uncounted: set[str]) -> float:
         kernel = eqn.invars[1].aval
         return 2.0 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[out_features]
     if name == "pallas_call":
-        estimate = params.get("cost_estimate")
-        if estimate is None:
-            uncounted.add(str(params.get("name") or "pallas_call"))
-            return 0.0
-        return float(estimate.flops)
+        return _of_kernel(params, uncounted)
     if name == "scan":
         return params["length"] * _flops(params["jaxpr"].jaxpr, trips, uncounted)
     if name == "while":
@@ -90,11 +86,23 @@ def _of_equation(eqn: Any, trips: Iterator[int], uncounted: set[str]) -> float:
     return inside
 
 
+def _of_kernel(params: dict[str, Any], uncounted: set[str]) -> float:
+    if params["cost_estimate"] is not None:
+        return float(params["cost_estimate"].flops)
+    grid, inside = params["grid_mapping"].grid, params["jaxpr"]
+    if all(isinstance(size, int) for size in grid) and not any(_loops(inside)):
+        return math.prod(grid) * _flops(inside, iter(()), uncounted)
+    uncounted.add(str(params["name"]))
+    return 0.0
+
+
 def _loops(jaxpr: Jaxpr) -> Iterator[Any]:
     """The `while` equations in the order in which `_flops` asks for their lengths."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "while":
             yield eqn
+        if eqn.primitive.name == "pallas_call":
+            continue
         for inner in _inner(eqn.params):
             yield from _loops(inner)
 

@@ -24,6 +24,7 @@ from cipo_jax.evaluate import heldout
 from cipo_jax.iteration import base_shape, correction_shape
 from cipo_jax.method.mix import abstract_batch, max_rows
 from cipo_jax.model import transformer
+from cipo_jax.model.blockwise import most_pairs
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.plan.flops import LoopTrips, run_once
@@ -128,7 +129,13 @@ def _updates(
     """The scorer, where the configuration needs one, and the train step, on a full batch."""
     batch = abstract_on(abstract_batch(cfg), mesh, ACTIVATION_RULES)
     num_microbatches = max_rows(cfg) // cfg.train.rows_per_microbatch
-    program = partial(Program, phase="train", trips=lambda loops: [num_microbatches] * len(loops))
+    num_pairs = most_pairs(cfg.train.row_tokens)
+
+    def trips(bounds: Sequence[int | None]) -> Sequence[int]:
+        """The loop over microbatches, and in it those of attention over pairs of blocks."""
+        return [num_microbatches, *[num_pairs] * (len(bounds) - 1)]
+
+    program = partial(Program, phase="train", trips=trips)
     score = partial(program, function=_scorer(cfg, arch, mesh), host_args=(1,))
     unscored = replace(batch, old_logprob_BT=None)
     if cfg.kl.is_in_reward:
@@ -174,6 +181,7 @@ def _sampler_call(
         args=(weights, prompts),
         host_args=(1,),
         static={"arch": arch, "compute_dtype": dtype},
+        trips=lambda bounds: [most_pairs(shape.prompt_tokens)] * len(bounds),
         makes=stacked,
     )
     unstack = partial(
