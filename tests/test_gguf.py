@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import torch
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -331,3 +332,21 @@ def test_smollm2_logits_equal_transformers(smollm2, tmp_path):
         np.testing.assert_array_equal(row[: len(prompt)].argmax(-1), theirs_TV.argmax(-1))
     print(f"max |logit difference| {worst:.1e}, max |logit| {scale:.1f}")
     assert worst < 1e-5 * scale  # measured: 1.2e-4 of 40.7, which is 3e-6
+
+    # The same program on four stretches of a fixed text.
+    text = (Path(__file__).parents[1] / "LICENSE").read_text()
+    token_BT = np.array(tokenizer(text)["input_ids"][:192], np.int32).reshape(4, 48)
+    ours_BTV = forward(params, token_BT, np.full(4, 48), arch=arch)
+    with torch.no_grad():
+        theirs_BTV = model(torch.from_numpy(token_BT).long()).logits.numpy()
+
+    def perplexity(scores_BTV) -> float:
+        law_BTV = scipy.special.log_softmax(np.asarray(scores_BTV)[:, :-1], axis=-1)
+        return float(np.exp(-np.take_along_axis(law_BTV, token_BT[:, 1:, None], -1).mean()))
+
+    assert perplexity(ours_BTV) == pytest.approx(perplexity(theirs_BTV), rel=1e-3)
+    assert 1 < perplexity(ours_BTV) < 100
+    # Control: another rotary base is worse.
+    wrong = dataclasses.replace(arch, rope_theta=1e4)
+    wrong_BTV = forward(params, token_BT, np.full(4, 48), arch=wrong)
+    assert perplexity(wrong_BTV) > 1.01 * perplexity(ours_BTV)

@@ -292,8 +292,9 @@ def test_several_files(tmp_path, monkeypatch):
     np.testing.assert_array_equal(their_logits(again), their_logits(model))
 
 
-def test_bfloat16_files(tmp_path):
-    arch = tiny("tiny-qwen3")
+@pytest.mark.parametrize("preset", ["tiny-gemma3", "tiny-qwen3-moe"])
+def test_bfloat16_files(preset, tmp_path):
+    arch = tiny(preset)
     model = their_model(arch).to(torch.bfloat16)
     model.save_pretrained(tmp_path / "theirs")
     params = hf.load(tmp_path / "theirs", arch)
@@ -302,7 +303,10 @@ def test_bfloat16_files(tmp_path):
     np.testing.assert_array_equal(params.embed, embed)
     half = hf.load(tmp_path / "theirs", arch, dtype=jnp.bfloat16)
     hf.save(half, arch, tmp_path / "ours")
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "ours").dtype == torch.bfloat16
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    expected, found = model.state_dict(), again.state_dict()
+    assert again.dtype == torch.bfloat16
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert_same(hf.load(tmp_path / "ours", arch), params)
 
 
@@ -473,6 +477,71 @@ def test_constants_that_are_missing_or_not_covered(saved, change, message):
     file.write_text(json.dumps({k: v for k, v in stated.items() if v is not None}))
     with pytest.raises(ValueError, match=message):
         hf.architecture(saved)
+
+
+@pytest.mark.parametrize(
+    ("preset", "change", "message"),
+    [
+        ("tiny-gemma3", {"model_type": "gemma3"}, "whose model_type is gemma3_text"),
+        ("tiny-gemma3", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
+        ("tiny-gemma3", {"final_logit_softcapping": 30.0}, "softcapping is 30.0; .* caps no"),
+        ("tiny-gemma3", {"use_bidirectional_attention": True}, "only looks back"),
+        ("tiny-gemma3", {"query_pre_attn_scalar": None}, "does not state query_pre_attn_scalar"),
+        ("tiny-gemma3", {"sliding_window": None}, "does not state sliding_window"),
+        ("tiny-gemma3", {"layer_types": None}, "neither layer_types nor sliding_window_pattern"),
+        ("tiny-gemma3", {"layer_types": ["full_attention"]}, "for each of 3 layers"),
+        ("tiny-gemma3", {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+         "sliding layers does not state rope_theta"),
+        ("tiny-qwen3-moe", {"norm_topk_prob": None}, "does not state norm_topk_prob"),
+        ("tiny-qwen3-moe", {"num_local_experts": None}, "does not state num_experts"),
+        ("tiny-qwen3-moe", {"mlp_only_layers": [1]}, "has experts in every layer"),
+        ("tiny-qwen3-moe", {"decoder_sparse_step": 2}, "has experts in every layer"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_constants_of_windows_and_experts(preset, change, message, tmp_path):
+    their_model(tiny(preset)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    stated = json.loads(file.read_text()) | change
+    file.write_text(json.dumps({k: v for k, v in stated.items() if v is not None}))
+    with pytest.raises(ValueError, match=message):
+        hf.architecture(tmp_path)
+
+
+def test_gemma_in_the_older_form(tmp_path):
+    """As the public configs have it: bases and scaling at the top level, a pattern in the place of
+    a list of layers, and no word about the tied head."""
+    arch = tiny("tiny-gemma3")
+    their_model(arch).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    stated = json.loads(file.read_text())
+    del stated["rope_parameters"], stated["layer_types"], stated["tie_word_embeddings"]
+    stated |= {"rope_theta": arch.rope_theta, "rope_local_base_freq": arch.sliding.rope_theta}
+    stated |= {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window_pattern": 2}
+    file.write_text(json.dumps(stated))
+    assert hf.architecture(tmp_path) == arch
+
+
+EXPERT = "model.layers.1.mlp.experts.4.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(EXPERT), f"{EXPERT} is missing"),
+        (set_tensor(EXPERT.replace("4", "6"), np.zeros((24, 32), np.float32)),
+         "experts.6.up_proj.weight is unknown to a qwen3_moe decoder"),
+        (set_tensor(EXPERT, np.zeros((32, 24), np.float32)),
+         rf"{EXPERT} has shape \(32, 24\), but .* \(24, 32\)"),
+    ],
+    ids=["missing", "extra", "mis-shaped"],
+)  # fmt: skip
+def test_wrong_experts_are_named(change, message, tmp_path):
+    arch = tiny("tiny-qwen3-moe")
+    their_model(arch).save_pretrained(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        hf.load(tmp_path, arch)
 
 
 def test_constants_in_the_older_form(saved):

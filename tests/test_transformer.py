@@ -105,6 +105,25 @@ def test_a_token_sees_exactly_what_the_batch_says():
         np.testing.assert_array_equal(changed_T, sees_TS[:, source])
 
 
+def test_positions_decide_what_a_window_holds():
+    """A second completion stands far behind its prompt in the row, and yet sees its end."""
+    batch = random_batch(1, 48, vocab_size=9, seed=2)
+    segment, prefix, position = batch.segment_BT[0], batch.prefix_BT[0], batch.position_BT[0]
+    index = np.arange(48)
+    sees_TS = (index[None, :] <= index[:, None]) & (
+        (segment[None, :] == segment[:, None]) | (segment[None, :] == prefix[:, None])
+    )
+    in_window_TS = sees_TS & (position[:, None] - position[None, :] < 4)
+    by_index_TS = sees_TS & (index[:, None] - index[None, :] < 4)
+    is_token = segment > 0
+    assert np.any((in_window_TS & ~by_index_TS)[is_token])  # the control: rows would tell otherwise
+    v = np.broadcast_to(np.eye(48, dtype=np.float32)[:, None], (1, 48, 1, 48))
+    qk = np.zeros((1, 48, 1, 48), np.float32)
+    window = Window(batch.position_BT, 4)
+    weight_TS = packed_attention(qk, qk, v, batch.segment_BT, batch.prefix_BT, window)[0, :, 0]
+    np.testing.assert_array_equal((weight_TS > 0)[is_token], in_window_TS[is_token])
+
+
 def test_padding_is_finite_and_reaches_nobody():
     arch = PRESETS["tiny-llama"]
     params = drawn(arch)
