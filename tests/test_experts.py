@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.special
+from batches import random_batch
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from weights import drawn
@@ -15,7 +17,17 @@ from cipo_jax import config
 from cipo_jax.model.experts import mix_experts, route
 from cipo_jax.model.presets import PRESETS, Experts
 from cipo_jax.model.transformer import abstract
-from cipo_jax.sharding import PARAM_RULES, ROW_AXES, make_mesh, shardings_of
+from cipo_jax.records import PromptBatch, Rollouts
+from cipo_jax.sampler import sample
+from cipo_jax.sharding import (
+    ACTIVATION_RULES,
+    PARAM_RULES,
+    ROW_AXES,
+    distributed,
+    make_mesh,
+    shardings_of,
+)
+from cipo_jax.train_step import abstract_state, init_state, make_train_step
 
 ARCH = PRESETS["tiny-qwen3-moe"]
 FIELDS = ("router", "expert_gate", "expert_up", "expert_down")
@@ -118,3 +130,77 @@ def test_no_device_holds_all_experts():
         text = program.compile(OPTIONS).as_text()
     assert "f32[3,32,24]" in text  # three of six, gathered along fsdp
     assert "f32[6,32,24]" not in text
+
+
+# --- the whole model over a mesh with all four axes ----------------------------------------------
+
+ONE = config.Mesh(data=1, fsdp=1, expert=1, tensor=1)
+SPLIT = config.Mesh(data=1, fsdp=2, expert=2, tensor=2)
+
+
+def mesh_of(sizes: config.Mesh):
+    return make_mesh(sizes, jax.devices()[: sizes.fsdp * sizes.expert * sizes.tensor])
+
+
+def sampled(sizes: config.Mesh, seed: int = 0) -> Rollouts:
+    arch = dataclasses.replace(ARCH, num_layers=1)  # decoding unrolls layers: one compiles sooner
+    mesh, rng = mesh_of(sizes), np.random.default_rng(0)
+    prompts = PromptBatch(
+        token_QP=rng.integers(0, 320, (4, 6)).astype(np.int32),
+        length_Q=np.array([6, 3, 5, 4], np.int32),
+        key_id_Q=np.arange(4, dtype=np.int32),
+    )
+    params = drawn(arch, seed)
+    with jax.set_mesh(mesh):
+        rollouts = sample(
+            jax.device_put(params, shardings_of(params, mesh, PARAM_RULES)),
+            distributed(prompts, mesh, ACTIVATION_RULES),
+            jax.random.key(1),
+            0.7,
+            arch=arch,
+            samples_per_prompt=2,
+            max_new_tokens=6,
+            eos_ids=(0,),
+            compute_dtype="float32",
+        )
+    return jax.tree.map(np.asarray, rollouts)
+
+
+def test_the_sampler_over_experts():
+    expected, found = sampled(ONE), sampled(SPLIT)
+    np.testing.assert_array_equal(found.token_QGC, expected.token_QGC)
+    np.testing.assert_allclose(found.logprob_QGC, expected.logprob_QGC, rtol=1e-5, atol=1e-5)
+    assert np.any(sampled(SPLIT, seed=1).token_QGC != expected.token_QGC)  # the control
+
+
+def updated(sizes: config.Mesh, params):
+    """The gradient as the first moment of a first update without memory, and the metrics."""
+    mesh, batch = mesh_of(sizes), random_batch(8, 32, vocab_size=ARCH.vocab_size)
+    cfg = config.Config(
+        name="test",
+        model=config.RandomModel(preset="tiny-qwen3-moe"),
+        tasks=config.GeneratedTask(),
+        prompts=config.Prompts(max_prompt_tokens=8, max_correction_prompt_tokens=16),
+        sampling=config.Sampling(max_new_tokens=16, temperature=0.7),
+        optimizer=config.AdamW(beta1=0.0, max_grad_norm=1e9),
+        train=config.Train(
+            row_tokens=32, rows_per_microbatch=4, logprob_chunk=40, compute_dtype="float32"
+        ),
+        parity=config.ParityOff(),
+    )
+    step = make_train_step(cfg, ARCH, mesh).lower(abstract_state(cfg, ARCH, mesh), None, batch)
+    state, metrics = step.compile(OPTIONS)(init_state(params, cfg, mesh), None, batch)
+    return jax.tree.map(np.asarray, (optax.tree.get(state.opt_state, "mu"), metrics))
+
+
+def test_the_train_step_over_experts():
+    # Small enough weights for gradients near one.
+    params = jax.tree.map(lambda x: np.asarray(x) / 2, drawn(ARCH))
+    (expected, one), (found, split) = updated(ONE, params), updated(SPLIT, params)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found, expected
+    )
+    assert split["grad/norm"] == pytest.approx(one["grad/norm"], rel=1e-5)
+    for name in FIELDS:
+        assert np.abs(getattr(expected.blocks, name)).max() > 1e-3 * largest  # all are trained
