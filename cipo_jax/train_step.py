@@ -268,23 +268,29 @@ def row_logprobs(
         compute_dtype=jnp.dtype(cfg.train.compute_dtype),
         remat=cfg.train.remat,
     )
-    # Every device scores its own rows against the whole head: gathered once, its gradient
-    # summed over devices once. Left to itself, XLA sums the gradient after every chunk.
-    split = PartitionSpec(ACTIVATION_RULES["B"])
-    score = jax.shard_map(
-        partial(
-            token_logprobs,
+    # Every device scores its own rows against the whole head: gathered once, and its gradient
+    # scattered once, as sums over the devices. Left to itself, XLA sums it after every chunk.
+    name, axis = ("embed", 1) if arch.is_tied else ("head", 0)
+
+    def score(piece: Array, *arrays: Array) -> tuple[Array, Array]:
+        whole = jax.lax.all_gather(piece, PARAM_RULES["D"], axis=axis, tiled=True)
+        return token_logprobs(
+            dataclasses.replace(params, **{name: whole}),
+            *arrays,
             temperature=cfg.sampling.temperature,
             chunk=cfg.train.logprob_chunk,
             arch=arch,
-        ),
-        in_specs=(PartitionSpec(), split, split, split),
+        )
+
+    split = PartitionSpec(ACTIVATION_RULES["B"])
+    split_head = PartitionSpec(*(PARAM_RULES["D"] if i == axis else None for i in range(2)))
+    return jax.shard_map(
+        score,
+        in_specs=(split_head, split, split, split),
         out_specs=(split, split),
         axis_names=set(ROW_AXES),
         check_vma=False,
-    )
-    no_blocks = dataclasses.replace(params, blocks=None)  # type: ignore[arg-type]
-    return score(no_blocks, hidden_BTD, rows.token_BT, rows.predecessor_BT)
+    )(getattr(params, name), hidden_BTD, rows.token_BT, rows.predecessor_BT)
 
 
 def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:

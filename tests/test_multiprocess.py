@@ -53,12 +53,15 @@ def start(run_dir: Path, cache: Path, *arguments: str, devices: int = 1) -> subp
     )  # fmt: skip
 
 
-def start_all(run_dir: Path, cache: Path, count: int, *arguments: str) -> list[subprocess.Popen]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def start_all(run_dir: Path, cache: Path, count: int, *arguments: str) -> list[subprocess.Popen]:
     others = (
-        "--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count),
+        "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count),
         "--peer-timeout-s", str(PEER_TIMEOUT_S),
     )  # fmt: skip
     return [
@@ -104,15 +107,31 @@ def assert_same_run(run_dir: Path, reference: Path) -> None:
     assert any(line["grad/norm"] > 0 for line in figures(run_dir)), "nothing was learned"
 
 
-def test_a_killed_process_ends_the_job_and_another_layout_goes_on(tmp_path, cache) -> None:
-    """Two processes, one of them killed; then one process on the same two devices; against a run
-    of one process on one device that nothing happened to."""
-    run_dir = tmp_path / "several"
-    first, second = start_all(run_dir, cache, 2, "--train.steps", "1000")
-    while len(figures(run_dir)) < 2:
-        assert first.poll() is None, first.stdout.read()
-        assert second.poll() is None, second.stdout.read()
+def wait_for_steps(run_dir: Path, count: int, *running: subprocess.Popen) -> None:
+    while len(figures(run_dir)) < count:
+        for process in running:
+            assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
+
+
+def last_checkpoint(run_dir: Path) -> int:
+    return max(int(p.name) for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, cache) -> None:
+    """Two processes, of which one is asked to stop; two again, of which one is killed; then one
+    process with two devices; against a run on one device that nothing happened to."""
+    run_dir = tmp_path / "several"
+    endless = ("--train.steps", "1000")
+    first, second = start_all(run_dir, cache, 2, *endless)
+    wait_for_steps(run_dir, 1, first, second)
+    second.send_signal(signal.SIGTERM)
+    outputs = finish(first, second)
+    stopped = last_checkpoint(run_dir)
+    assert f"stopped after step {stopped}" in outputs[0]
+
+    first, second = start_all(run_dir, cache, 2, *endless)
+    wait_for_steps(run_dir, stopped + 2, first, second)
     second.send_signal(signal.SIGKILL)
     killed = time.monotonic()
     output, _ = first.communicate(timeout=6 * PEER_TIMEOUT_S)
@@ -120,9 +139,9 @@ def test_a_killed_process_ends_the_job_and_another_layout_goes_on(tmp_path, cach
     assert first.returncode not in (0, None)
     assert "another task died" in output or "This ends the job" in output
     second.communicate()
+    done = last_checkpoint(run_dir)
+    assert done > stopped
 
-    done = max(int(p.name) for p in (run_dir / "checkpoints").iterdir() if p.name.isdigit())
-    assert done >= 1
     steps = ("--train.steps", str(done + 1))
     finish(start(run_dir, cache, *steps, devices=2))
     assert [line["step"] for line in figures(run_dir)] == list(range(1, done + 2))
@@ -141,14 +160,15 @@ def test_four_processes_are_the_run_of_one(tmp_path, cache) -> None:
     finish(start(tmp_path / "alone", cache, *steps))
     assert_same_run(tmp_path / "four", tmp_path / "alone")
     # Control: another seed is another run.
+    finish(start(tmp_path / "other", cache, *steps, "--seed", "1"))
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "other", tmp_path / "alone")
     record = json.loads((tmp_path / "four" / "environment.json").read_text())
     assert record["devices"]["processes"] == 4
 
 
 def test_processes_that_were_started_differently_do_not_run(tmp_path, cache) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     running = [
         start(
             tmp_path, cache, "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2",
