@@ -1,5 +1,9 @@
 """The kernels against the reference, run as plain operations where their machine is not there."""
 
+import platform
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,3 +72,48 @@ def test_on_a_cpu_the_reference_is_chosen() -> None:
     qkv, segment_BT, prefix_BT = inputs(SHAPES["grouped"])
     text = jax.jit(packed_attention).lower(*qkv, segment_BT, prefix_BT).as_text()
     assert "custom_call" not in text.replace("@Sharding", "")
+
+
+FOR_TPU = """
+import os
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from cipo_jax import config
+from cipo_jax.model.attention import Window, packed_attention
+from cipo_jax.sharding import ACTIVATION_RULES, make_mesh, spec_of
+
+chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
+mesh = make_mesh(config.Mesh(fsdp=2, tensor=2), list(chips))
+
+def on_mesh(letters, *shape, dtype=jnp.bfloat16):
+    spec = spec_of(letters, shape, mesh, ACTIVATION_RULES)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+def kernels(num_kv_heads, window):
+    q = on_mesh("B T N H", 4, 384, 4, 64)
+    kv = on_mesh("B T K H", 4, 384, num_kv_heads, 64)
+    ids = on_mesh("B T", 4, 384, dtype=jnp.int32)
+
+    def loss(q, k, v, ids):
+        windowed = Window(ids, jnp.int32(8)) if window else None
+        return jnp.sum(packed_attention(q, k, v, ids, ids, windowed).astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(q, kv, kv, ids).compile()
+    return compiled.as_text().count('custom_call_target="tpu_custom_call"')
+
+print(kernels(2, False), kernels(1, False), kernels(2, True))
+"""
+
+
+def test_on_a_tpu_the_kernel_is_in_the_program() -> None:
+    """Compiled for chips that are not there: forward, and backward for queries and for keys; also
+    where tensor does not divide the key/value heads. With a window it is plain XLA."""
+    if not (sys.platform == "linux" and platform.machine() == "x86_64"):
+        pytest.skip("libtpu is made for Linux x86-64 only")
+    printed = subprocess.run(
+        [sys.executable, "-c", FOR_TPU], check=True, capture_output=True, text=True, timeout=300
+    ).stdout
+    assert printed.split() == ["3", "3", "0"]

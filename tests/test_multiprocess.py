@@ -29,6 +29,18 @@ SMALL = (
 PEER_TIMEOUT_S = 10
 
 
+_started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+    yield
+    for process in _started:
+        process.kill()
+        process.wait()
+    _started.clear()
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
@@ -47,10 +59,12 @@ def start(run_dir: Path, cache: Path, *arguments: str, devices: int = 1) -> subp
         sys.executable, "-m", "cipo_jax.cli", "train", str(ROOT / "configs" / "smoke.yaml"),
         "--run-dir", str(run_dir), *SMALL, *arguments,
     ]  # fmt: skip
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     )  # fmt: skip
+    _started.append(process)
+    return process
 
 
 def free_port() -> int:
@@ -108,7 +122,9 @@ def assert_same_run(run_dir: Path, reference: Path) -> None:
 
 
 def wait_for_steps(run_dir: Path, count: int, *running: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 500
     while len(figures(run_dir)) < count:
+        assert time.monotonic() < deadline
         for process in running:
             assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
