@@ -5,6 +5,7 @@ Each prints `safe` after its attempts have all been refused, and what got throug
 
 # ruff: noqa: E501 (lines of programs)
 
+from cipo_jax.verify import StdioReference
 from hostile import SAFE, Case
 
 TRY = """
@@ -206,6 +207,32 @@ CASES = [
           "import glob\nattempt('left', lambda: bool(os.listdir('.') if os.getcwd() == '/tmp' "
           "else glob.glob('/tmp/left-here')))\n"
           "try: open('left-here', 'w').write('x')\nexcept OSError: pass"),
+    _case("e40 machine code that calls the kernel by itself",
+          # socket(AF_INET, SOCK_STREAM, 0), and kill(parent, 0): the registers, the call, return.
+          "import mmap\n"
+          "def enter(x86, arm, first, second):\n"
+          "    if os.uname().machine == 'x86_64':\n"
+          "        code = (b'\\xbf' + first.to_bytes(4, 'little') + b'\\xbe' + second.to_bytes(4, 'little')\n"
+          "                + b'\\x31\\xd2\\xb8' + x86.to_bytes(4, 'little') + b'\\x0f\\x05\\xc3')\n"
+          "    else:\n"
+          "        def load(register, value): return (0xd2800000 | (value & 0xffff) << 5 | register).to_bytes(4, 'little')\n"
+          "        code = (load(0, first) + load(1, second) + load(2, 0) + load(8, arm)\n"
+          "                + bytes.fromhex('010000d4c0035fd6'))\n"
+          "    m = mmap.mmap(-1, 4096, prot=7)\n"
+          "    m.write(code)\n"
+          "    a = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+          "    return ctypes.CFUNCTYPE(ctypes.c_long)(a)()\n"
+          "attempt('getpid', lambda: enter(39, 172, 0, 0) != os.getpid())\n"
+          "attempt('socket', lambda: enter(41, 198, 2, 1) >= 0)\n"
+          "attempt('kill', lambda: enter(62, 129, os.getppid(), 0) >= 0)\n"
+          "attempt('memfd', lambda: enter(319, 279, 0, 0) >= 0)"),
+    Case(name="e41 what its own earlier case left", reasons=("ok",),
+         reference=StdioReference(cases=(("1", "safe"), ("2", "safe"), ("3", "safe"))),
+         source=TRY + "attempt('left', lambda: bool(os.listdir('.')) if os.getcwd() == '/tmp' else False)\n"
+         "attempt('mark', lambda: os.path.exists('mark') or os.path.exists('/tmp/cipo-mark'))\n"
+         "for p in ('mark', '/tmp/cipo-mark', '/dev/shm/cipo-mark', '/var/tmp/cipo-mark'):\n"
+         "    try: open(p, 'w').write(input())\n    except (OSError, EOFError): pass\n"
+         "try: os.makedirs('a/' * 200); os.chmod('a', 0)\nexcept OSError: pass\n" + END),
     _case("e39 late imports of foreign packages",
           "def f():\n    import jax\n"
           "def g():\n    import numpy\n"

@@ -90,6 +90,17 @@ CASES = [
           "import os\ndef f():\n    os.write(4, b'[' * 900000)\n    os._exit(0)", "no_result",
           reference=F),
     _case("g34 module that spins on import", "while True: pass", "timeout", reference=ASSERT_F),
+    _case("g39 crashes", "import ctypes\nctypes.string_at(0)", "runtime_error"),
+    _case("g40 writes over the interpreter", "import ctypes\nctypes.memset(id(int), 255, 400)\n"
+          "print(int('5') + 1)", "runtime_error", "timeout"),
+    _case("g41 an exception that never says what it is",
+          "class E(Exception):\n    def __str__(self):\n        while True: pass\n"
+          "def f(): raise E", "timeout", reference=ASSERT_F),
+    _case("g42 text that takes quadratic time to read as a number",
+          "def f(): return int('9' * 4000) ** 200", "wrong_answer", "runtime_error", reference=F),
+    _case("g43 a result by parts for ever",
+          "import os, time\nwhile True:\n    os.write(4, b'\\0')\n    time.sleep(0.01)\n"
+          "def f(): return 1", "timeout", "no_result", "runtime_error", reference=ASSERT_F),
     _case("g36 kills itself", "import signal\nsignal.raise_signal(signal.SIGKILL)",
           "runtime_error"),
     _case("g37 asks to be killed early",

@@ -26,13 +26,14 @@ resource select selectors signal socket stat statistics string struct subprocess
 threading time token tokenize traceback types typing warnings weakref
 """
 _REST = """
-argparse base64 binascii bz2 calendar cmd codecs colorsys concurrent.futures
+argparse base64 binascii bz2 calendar cmd code codecs codeop colorsys concurrent.futures
 concurrent.futures.thread contextvars cProfile csv difflib dis doctest encodings.ascii
-encodings.cp1252 encodings.idna encodings.latin_1 encodings.utf_16 encodings.utf_32 fileinput
-fnmatch getopt getpass glob graphlib gzip hashlib hmac html html.parser lzma multiprocessing
-multiprocessing.pool opcode optparse pickle platform pprint profile pstats sched secrets shlex
-shutil sre_compile sre_constants sre_parse stringprep _strptime tempfile timeit trace unicodedata
-unittest unittest.mock urllib.parse uuid xml.etree.ElementTree zlib zoneinfo asyncio
+encodings.cp1252 encodings.idna encodings.latin_1 encodings.utf_16 encodings.utf_32 fcntl fileinput
+fnmatch getopt getpass glob graphlib gzip hashlib hmac html html.parser importlib.util lzma marshal
+mmap multiprocessing multiprocessing.pool opcode optparse pickle platform pprint profile pstats
+sched secrets shlex shutil sre_compile sre_constants sre_parse stringprep symtable _strptime
+tempfile timeit trace unicodedata unittest unittest.mock urllib.parse uuid xml.etree.ElementTree
+zlib zoneinfo asyncio
 """
 
 _ORDINARY_ANSWERS = (
