@@ -456,7 +456,7 @@ def test_hostile_text_costs_no_time(completion: str) -> None:
     assert fast_path(completion, NumberReference(answer="7")).status is WRONG
     assert fast_path(completion, maths("7")) is None
     assert fast_path(completion, maths("7", "8", all_of=True, unit="cm")) is None
-    assert time.process_time() - start < 1.0
+    assert time.process_time() - start < 3.0  # anything worse than linear takes minutes
 
 
 @settings(max_examples=200, deadline=None)

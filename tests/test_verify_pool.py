@@ -159,8 +159,8 @@ def test_deadlines(pool: VerifierPool) -> None:
         if answer.status is not Status.WRONG:  # the grader may refuse to work on it at all
             assert answer.status is Status.UNKNOWN
             assert answer.reward != answer.reward
-        assert max(spins.seconds, sleeps.seconds) < 3.0
-        assert time.monotonic() - started < 30.0
+        assert max(spins.seconds, sleeps.seconds) < 6.0
+        assert time.monotonic() - started < 60.0
         # The pool still works.
         assert quick.submit("\\boxed{x+1}", MathReference(answers=("1+x",))).result().reward == 1.0
 
@@ -179,10 +179,10 @@ def test_hostile_answers_end_in_time_off_the_main_thread(
         pairs = [(f"\\boxed{{{text}}}", HANG) for text in ANSWERS]
         thread = threading.Thread(target=lambda: judged.extend(pool.map(pairs)))
         thread.start()
-        thread.join(timeout=len(ANSWERS) * (deadline_s + 2.0))
+        thread.join(timeout=len(ANSWERS) * (deadline_s + 5.0))
         assert not thread.is_alive()
         slowest = max(verdict.seconds for verdict in judged)
-        assert slowest < deadline_s + 3.0, slowest
+        assert slowest < deadline_s + 8.0, slowest
         assert Status.RIGHT not in [verdict.status for verdict in judged]
         assert pool.submit("\\boxed{x+1}", MathReference(answers=("1+x",))).result().reward == 1.0
 
@@ -192,7 +192,7 @@ def test_cases_share_one_deadline() -> None:
         reference = StdioReference(cases=(("", "1"),) * 20)
         verdict = pool.submit(program("import time\ntime.sleep(0.4)\nprint(1)"), reference).result()
     assert (verdict.reason, verdict.status) == ("timeout", Status.WRONG)
-    assert verdict.seconds < 3.0
+    assert verdict.seconds < 6.0  # 20 cases of 0.4 s would take 8
 
 
 def runs_a_program(pid: int) -> bool:
@@ -384,12 +384,19 @@ time.sleep(600)
 """
 
 
+def left_behind() -> set[str]:
+    """Mounts and files where a sandbox might leave some. Without the folders of a hostile
+    collection that somebody else runs at the same time."""
+    files = {f"{folder}/{name}" for folder in ("/dev/shm", "/var/tmp") for name in
+             os.listdir(folder) if not name.startswith("cipo-canary-")}  # fmt: skip
+    return files | set(Path("/proc/mounts").read_text().splitlines())
+
+
 @pytest.mark.parametrize(
     ("level", "forks"), [("auto", False), ("auto", True), ("landlock", True), ("strict", False)]
 )
 def test_nothing_is_left_when_the_trainer_is_killed(level: str, forks: bool) -> None:
-    mounts = Path("/proc/mounts").read_text()
-    files = {folder: sorted(os.listdir(folder)) for folder in ("/dev/shm", "/var/tmp")}
+    before = left_behind()
     script = TRAINER.format(repository=str(REPOSITORY), level=level, endless=ENDLESS, forks=forks)
     trainer = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True
@@ -403,12 +410,11 @@ def test_nothing_is_left_when_the_trainer_is_killed(level: str, forks: bool) -> 
             time.sleep(0.1)
         os.kill(trainer.pid, signal.SIGKILL)
         trainer.wait()
-        assert gone(trainer.pid, within_s=5.0), family(trainer.pid)
+        assert gone(trainer.pid, within_s=20.0), family(trainer.pid)
     finally:
         os.killpg(trainer.pid, signal.SIGKILL) if forks else trainer.kill()
         trainer.stdout.close()
-    assert Path("/proc/mounts").read_text() == mounts
-    assert {folder: sorted(os.listdir(folder)) for folder in files} == files
+    assert left_behind() <= before
 
 
 def test_cancelled_when_the_block_is_left_by_an_error() -> None:
@@ -422,7 +428,7 @@ def test_cancelled_when_the_block_is_left_by_an_error() -> None:
 
     with pytest.raises(KeyError):
         fail()
-    assert time.monotonic() - started < 15.0
+    assert time.monotonic() - started < 30.0  # all of them would take 50
     assert sum(future.cancelled() for future in futures) >= 48
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -207,11 +208,25 @@ def test_other_routes_do_not_exist(address: str, method: str, path: str) -> None
     connection.close()
 
 
+def wait_for_pending(address: str, count: int) -> None:
+    """Until so many questions wait at the service or are being judged."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    deadline = time.monotonic() + 30.0
+    while True:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{address}/health", headers=headers), timeout=20
+        ) as reply:
+            if json.load(reply)["pending"] >= count:
+                return
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_full_queue_refuses_and_the_client_comes_back(address: str) -> None:
-    slow = [program(f"import time; time.sleep(1.0); print(7)  # {i}") for i in range(MAX_PENDING)]
+    slow = [program(f"import time; time.sleep(2.0); print(7)  # {i}") for i in range(MAX_PENDING)]
     with ThreadPoolExecutor(MAX_PENDING) as threads:
         waiting = [threads.submit(ask, address, question(p, SEVEN)) for p in slow]
-        time.sleep(0.5)
+        wait_for_pending(address, MAX_PENDING)
         status, reply, headers = ask(address, question(program("print(7)"), SEVEN))
         assert status == 429
         assert headers["retry-after"] == "1"
@@ -247,7 +262,7 @@ def test_a_client_that_goes_away_leaves_the_service_well(address: str) -> None:
             f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )
-        time.sleep(0.1)
+        wait_for_pending(address, 1)
     status, reply, _ = ask(address, body)
     assert (status, reply["status"]) == (200, "right")
 
@@ -387,22 +402,23 @@ def test_trouble_that_stays_is_unknown_and_never_wrong(trouble, says: str) -> No
     assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra")
     assert math.isnan(verdict.reward)
     assert says in verdict.detail["error"]
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 10
 
 
 def test_a_server_that_never_answers_is_left_at_the_deadline() -> None:
+    is_judged = threading.Event()
+
     def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
         if path != "/health":
-            time.sleep(3)
+            is_judged.wait(60)
         return HEALTH
 
     with (
         server_that(reply) as address,
         RemotePool(address, token=TOKEN, deadline_s=0.5) as remote,
     ):
-        start = time.monotonic()
-        verdict = remote.submit(RIGHT_PROGRAM, SEVEN).result()
-        assert time.monotonic() - start < 2
+        verdict = remote.submit(RIGHT_PROGRAM, SEVEN).result(timeout=30)
+        is_judged.set()
     assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra")
 
 
@@ -420,12 +436,12 @@ def test_a_service_that_is_killed_while_it_judges() -> None:
     try:
         assert "verifier sandbox" in process.stdout.readline()
         address = f"http://127.0.0.1:{port}"
-        with RemotePool(address, token=TOKEN, deadline_s=3.0) as remote:
+        with RemotePool(address, token=TOKEN, deadline_s=10.0) as remote:
             assert remote.submit(RIGHT_PROGRAM, SEVEN).result().status is Status.RIGHT
             open_one = remote.submit(program("while True: pass"), SEVEN)
             time.sleep(0.5)
             os.kill(process.pid, signal.SIGKILL)
-            verdict = open_one.result(timeout=10)
+            verdict = open_one.result(timeout=30)
         assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra")
         assert verdict.reward != verdict.reward
     finally:

@@ -36,8 +36,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBE_S = 6.0
-"""Least wall-clock limit of an attack at start."""
+PROBE_S = 20.0
+"""Least wall-clock limit of the attacks at start: on a busy machine they, too, take their time, and
+a layer that is taken for broken is not used.
+"""
 
 _Job = tuple[str, Reference, "Future[Verdict]"]
 
