@@ -266,6 +266,7 @@ def _step(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -
         step + 1,
         {
             **step_metrics.of_iteration(iteration, cfg),
+            "verdict/is_sandboxed": setup.engine.judge.is_sandboxed,
             **step_metrics.of_updates(updates, iteration, cfg),
             **step_metrics.of_time(
                 iteration,

@@ -41,6 +41,7 @@ LOGGED = {
     "anchors/ratio_realised",
     "anchors/count",
     "groups/zero_signal_share",
+    "verdict/is_sandboxed",
     "verdict/unknown_share",
     "loss/base",
     "loss/correction",
@@ -358,6 +359,7 @@ def test_programs_are_judged_in_the_sandbox_and_trained_on(tmp_path: Path) -> No
     rows = pyarrow.parquet.read_table(tmp_path / "rollouts" / "step_000001.parquet").to_pylist()
     assert {row["stream"] for row in rows} == {"base", "correction"}
     assert {row["status"] for row in rows} == {"wrong"}  # random bytes are no programs
+    assert metrics(tmp_path)[0]["verdict/is_sandboxed"] is True
     assert not {row["reason"] for row in rows} & {"infra", "timeout"}
 
     regraded = subprocess.run(

@@ -186,6 +186,10 @@ class ExtractingJudge:
     def report(self) -> object:
         return self._judge.report
 
+    @property
+    def is_sandboxed(self) -> bool | None:
+        return self._judge.is_sandboxed
+
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
         return self._judge.submit(self._extract(completion), reference)
 

@@ -42,6 +42,7 @@ class FusionPool(ThreadedPool):
         self._endpoint = Endpoint(url, {})
         self._settings = settings
         self._deadline_s = deadline_s
+        self.is_sandboxed = None  # by that server, or not: it doesn't say
         self.report = (
             f"SandboxFusion {url}: programs run there under that server's own isolation, which is "
             "not checked from here"

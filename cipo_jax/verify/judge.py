@@ -23,6 +23,10 @@ class Judge(Protocol):
     def report(self) -> object:
         """What stands between model text and this machine, as one line of text."""
 
+    @property
+    def is_sandboxed(self) -> bool | None:
+        """Whether model code runs in a sandbox that holds; None where none is run here."""
+
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
         """The verdict to come."""
 
@@ -38,6 +42,7 @@ class InlineJudge:
     containers) can still train on such tasks.
     """
 
+    is_sandboxed = None
     report = "verifier: numbers and texts, compared in this process; no model text is executed"
 
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:

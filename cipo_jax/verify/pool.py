@@ -151,6 +151,11 @@ class VerifierPool:
         return [future.result() for future in [self.submit(*pair) for pair in pairs]]
 
     @property
+    def is_sandboxed(self) -> bool:
+        """False: model code runs as this user, which `allow_unsandboxed` has allowed."""
+        return self.report.is_sandboxed
+
+    @property
     def counts(self) -> dict[Reason, int]:
         """Verdicts so far, by reason."""
         with self._counts_lock:

@@ -191,6 +191,7 @@ class RemotePool(ThreadedPool):
         self._deadline_s = deadline_s
         health = self._endpoint.ask("GET", "/health", None, deadline_s=min(10.0, deadline_s))
         self.report = f"verifier service {url}: {health['protection']}"
+        self.is_sandboxed: bool | None = health.get("is_sandboxed")
         super().__init__(connections)
 
     def _judge(self, completion: str, reference: Reference) -> Verdict:

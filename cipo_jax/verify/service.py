@@ -2,7 +2,8 @@
 
     POST /verify   {"completion": text, "reference": text of `wire.encode_reference`}
                    -> a verdict (`wire.encode_verdict`)
-    GET  /health   -> {"protection": ..., "pending": ..., "judged": {reason: count}}
+    GET  /health   -> {"protection": text, "is_sandboxed": whether one holds, "pending": count,
+                       "judged": {reason: count}}
 
 Every request carries `Authorization: Bearer TOKEN`. The same question asked again, while it is
 being judged or later, has the same answer and costs nothing: a client may repeat a request whose
@@ -95,7 +96,12 @@ def make_app(pool: VerifierPool, *, token: str, max_pending: int, max_body_bytes
     async def health(request: Request) -> JSONResponse:
         check(request)
         return JSONResponse(
-            {"protection": str(pool.report), "pending": desk.pending, "judged": pool.counts}
+            {
+                "protection": str(pool.report),
+                "is_sandboxed": pool.is_sandboxed,
+                "pending": desk.pending,
+                "judged": pool.counts,
+            }
         )
 
     async def refuse(request: Request, error: Exception) -> JSONResponse:
