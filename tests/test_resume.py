@@ -77,7 +77,7 @@ def start(tmp_path_factory):
 
 
 def finish(process, folder):
-    process.join(180)
+    process.join(900)
     assert process.exitcode == 0, Path(f"{folder}.out").read_text()[-3000:]
 
 
