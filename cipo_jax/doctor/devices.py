@@ -1,0 +1,208 @@
+"""Devices and the processes that share them. Apart from `seen`, all processes call all of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cipo_jax import policy, processes
+from cipo_jax.config import Config
+from cipo_jax.doctor.finding import Finding, fail, ok, warn
+from cipo_jax.doctor.host import GIB, attached, nvidia_driver
+from cipo_jax.loop import check_divisible
+from cipo_jax.model.load import load_architecture
+from cipo_jax.sharding import make_mesh
+from cipo_jax.train_step import abstract_state
+
+ROUNDS = 5
+SKEW_WARN_S = 1.0
+SKEW_FAIL_S = 60.0
+"""Cloud storage refuses requests that are signed by a clock minutes off."""
+_EDGE = 128
+
+
+def seen() -> Iterator[Finding]:
+    """What jax sees, and whether that is all that is built in.
+
+    Raises: RuntimeError if the devices can't be opened, as where another process holds them.
+    """
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        yield fail(
+            "devices",
+            str(error),
+            "If another process holds them, end it (`sudo lsof -w /dev/accel* /dev/vfio/*` on a "
+            "TPU VM, `nvidia-smi` on a GPU); else check JAX_PLATFORMS and the installed extra.",
+        )
+        return
+    kinds = sorted({device.device_kind for device in devices})
+    runtime = " ".join(devices[0].client.platform_version.split())
+    driver = nvidia_driver()
+    text = (
+        f"{len(devices)} x {', '.join(kinds)} ({devices[0].platform}), "
+        f"{jax.local_device_count()} of them here; runtime: {runtime}"
+        + (f"; NVIDIA driver {driver}" if driver else "")
+    )
+    unused = attached() if devices[0].platform == "cpu" else []
+    if not unused:
+        yield ok("devices", text)
+        return
+    text += f"; this machine has {len(unused)} accelerators ({unused[0]}) that jax does not use"
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms:
+        yield warn("devices", text, f"JAX_PLATFORMS is {platforms!r}: unset it to use them.")
+    else:
+        extra = "tpu" if unused[0].startswith("TPU") else "cuda12 (driver 525) or cuda13 (580)"
+        yield fail("devices", text, f"Install the extra {extra}: pip install -e '.[EXTRA]'.")
+
+
+def meeting(arguments: object) -> Iterator[Finding]:
+    """All processes meet: same versions and arguments, the time of a barrier, and their clocks.
+
+    A clock is compared by what each process reads when a barrier lets it go, the median of a few
+    rounds: exact to about the time that the barrier takes.
+
+    Raises: PeerError where they were started differently.
+    """
+    processes.meet(arguments)
+    if processes.count() == 1:
+        yield ok("processes", "1")
+        return
+    processes.gathered(0)  # Compiles it.
+    clocks, seconds = [], []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        processes.gathered(0)
+        clocks.append(time.time())
+        seconds.append(time.perf_counter() - start)
+    clocks_PR = np.asarray(processes.gathered(clocks))
+    offset_P = np.median(clocks_PR - clocks_PR[:1], axis=1)
+    skew = float(np.ptp(offset_P))
+    yield clock_finding(
+        skew,
+        f"{processes.count()} with the same versions and arguments; a barrier takes "
+        f"{np.median(seconds) * 1e3:.0f} ms; clocks within {skew * 1e3:.0f} ms",
+    )
+
+
+def clock_finding(skew: float, text: str) -> Finding:
+    """The finding for clocks that are `skew` seconds apart at most."""
+    way_out = "Set the clocks by NTP (`timedatectl set-ntp true`)."
+    if skew > SKEW_FAIL_S:
+        return fail("processes", text, f"{way_out} Cloud storage refuses clocks that are far off.")
+    if skew > SKEW_WARN_S:
+        return warn("processes", text, f"{way_out} Times in logs can't be compared.")
+    return ok("processes", text)
+
+
+def program(cfg: Config | None) -> Iterator[Finding]:
+    """Compile a small program for the run's mesh and run it on all devices: a product on each, and
+    one sum over all.
+
+    Raises: ValueError if the config's mesh or batch does not fit the devices.
+    """
+    start = time.perf_counter()
+    if cfg is None:
+        mesh = Mesh(np.asarray(jax.devices()), ("all",))
+    else:
+        mesh = make_mesh(cfg.mesh)
+        check_divisible(cfg, mesh)
+    n = mesh.size
+    # Small whole numbers and sums of multiples of 2**21: exact in any precision.
+    filled_N = np.arange(n) % 4 + 1
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    x_NEE = jax.make_array_from_callback(
+        (n, _EDGE, _EDGE),
+        sharding,
+        lambda index: np.broadcast_to(
+            filled_N[index[0]][:, None, None].astype(np.float32),
+            (len(filled_N[index[0]]), _EDGE, _EDGE),
+        ),
+    )
+    product = jax.jit(
+        lambda x: jnp.einsum("nij,njk->", x, x),
+        out_shardings=NamedSharding(mesh, PartitionSpec()),
+    )
+    result = float(product(x_NEE))
+    expected = float(_EDGE**3 * (filled_N**2).sum())
+    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    text = f"compiled and run on {shape} in {time.perf_counter() - start:.1f} s"
+    if result == expected:
+        yield ok("program", text)
+    else:
+        yield fail(
+            "program",
+            f"{text}; the result is {result}, and should be {expected}",
+            "A device or a link computes wrongly: recreate the machine.",
+        )
+
+
+def state_bytes(cfg: Config) -> tuple[int, int]:
+    """Bytes of the run's state: of a checkpoint, all devices together; and on one device, with what
+    stays frozen.
+
+    Raises: ValueError as `make_mesh` and `load_architecture` do.
+    """
+    mesh = make_mesh(cfg.mesh)
+    arch = load_architecture(cfg.model)
+    state = jax.tree.leaves(abstract_state(cfg, arch, mesh))
+    frozen = jax.tree.leaves(policy.abstract_frozen(cfg, arch, mesh))
+    saved = sum(x.size * x.dtype.itemsize for x in state)
+    local = sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in (*state, *frozen)
+    )
+    return saved, local
+
+
+def memory(resident_bytes: int | None) -> Iterator[Finding]:
+    """Free memory of this process's devices, the fullest of them.
+
+    Args:
+      resident_bytes: of the run's state on one device; None if unknown.
+    """
+    frees = []
+    for device in jax.local_devices():
+        stats = device.memory_stats() or {}
+        if "bytes_limit" in stats:
+            frees.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    state = (
+        "" if resident_bytes is None else f"the run's state takes {resident_bytes / GIB:.2f} GiB"
+    )
+    if not frees:
+        yield ok("device memory", "; ".join(filter(None, ("the host's own", state))))
+        return
+    text = "; ".join(filter(None, (f"{min(frees) / GIB:.2f} GiB free on each", state)))
+    if resident_bytes is not None and resident_bytes > min(frees):
+        yield fail(
+            "device memory",
+            text,
+            "Take more devices, raise mesh.fsdp or mesh.tensor, or train an adapter (adapter.kind "
+            "lora); `cipo plan` says what fits.",
+        )
+    else:
+        yield ok("device memory", text)
+
+
+def shared(folder: Path, name: str) -> Iterator[Finding]:
+    """Whether all processes see what the first writes to the run's folder.
+
+    Raises: PeerError that names those that don't.
+    """
+    if processes.count() == 1:
+        return
+    path = folder / name
+    processes.from_first(lambda: path.write_text("seen by all?\n"))
+    try:
+        processes.check_shared(path)
+        yield ok("shared folder", f"all {processes.count()} processes see {folder}")
+    finally:
+        if processes.is_first():
+            path.unlink(missing_ok=True)

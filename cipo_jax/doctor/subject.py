@@ -1,0 +1,108 @@
+"""The config's model and problems: whether they are there, end their turns, and fit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cipo_jax import tasks
+from cipo_jax.config import Config
+from cipo_jax.doctor.finding import Finding, fail, ok, warn
+from cipo_jax.model.load import load_architecture
+from cipo_jax.prompts import Renderer
+from cipo_jax.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.verify import NumberReference, TextReference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Read once, for both who ask; a source is frozen.
+_problems = functools.cache(tasks.load)
+
+
+def model(cfg: Config) -> Iterator[Finding]:
+    """Constants, tokenizer, the tokens that end an answer, chat template. No weights are read, but
+    a model on the hub is fetched.
+
+    Raises: ValueError where one of them is missing; says which.
+    """
+    arch = load_architecture(cfg.model)
+    tokenizer = load_tokenizer(cfg.model)
+    if len(tokenizer) > arch.vocab_size:
+        yield fail(
+            "model",
+            f"the tokenizer has {len(tokenizer)} tokens and the model {arch.vocab_size}",
+            "They do not belong together: copy the model's own tokenizer beside its weights.",
+        )
+        return
+    yield ok(
+        "model",
+        f"{arch.num_layers} layers, width {arch.model_dim}, {arch.vocab_size} tokens "
+        f"({len(tokenizer)} in the tokenizer)",
+    )
+    ends = eos_ids(cfg.model, tokenizer)
+    named = ", ".join(f"{i} {tokenizer.convert_ids_to_tokens(i)}" for i in ends)
+    yield ok("end of answer", named)
+    yield template(tokenizer, thinking=cfg.prompts.thinking)
+
+
+def template(tokenizer: PreTrainedTokenizerFast, *, thinking: bool) -> Finding:
+    """Whether a prompt stands unchanged at the head of the chat that its answer makes of it.
+
+    A run does not depend on it: its prompts are one turn, and completions are kept as tokens. It
+    matters to whoever fine-tunes on whole chats, or serves the model with several turns.
+    """
+    asked = [{"role": "user", "content": "What is 1 + 1?"}]
+    answered = [*asked, {"role": "assistant", "content": "It is 2."}]
+    prompt, chat = (
+        tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=is_open, enable_thinking=thinking
+        )
+        for messages, is_open in ((asked, True), (answered, False))
+    )
+    if chat.startswith(prompt):
+        return ok("chat template", "a prompt is the beginning of the chat with its answer")
+    same = next(i for i, (a, b) in enumerate(zip(prompt, f"{chat}\0", strict=False)) if a != b)
+    return warn(
+        "chat template",
+        f"the prompt has {prompt[same:]!r} where the chat with its answer has "
+        f"{chat[same : same + 24]!r}",
+        "Training is not affected: prompts are single turns, and answers are kept as tokens.",
+    )
+
+
+def problems(cfg: Config) -> Iterator[Finding]:
+    """Every prompt that the run can show, as it is rendered at its start.
+
+    Raises: ValueError for a source that can't be read, or a prompt that is too long.
+    """
+    loaded = _problems(cfg.tasks)
+    renderer = Renderer(load_tokenizer(cfg.model), cfg.prompts)
+    longest = 0
+    for problem in (*loaded.held_out, *loaded.train):
+        longest = max(longest, len(renderer.base(problem)))
+        renderer.correction(problem, "")
+    text = (
+        f"{len(loaded.train)} to train on, {len(loaded.held_out)} held out; longest prompt "
+        f"{longest} tokens of {cfg.prompts.max_prompt_tokens}"
+    )
+    if len(loaded.train) < cfg.train.prompts_per_step:
+        yield fail(
+            "problems", text, f"train.prompts_per_step is {cfg.train.prompts_per_step}: lower it."
+        )
+    else:
+        yield ok("problems", text)
+
+
+def executes(cfg: Config) -> bool:
+    """Whether answers are judged in processes of the verifier's pool, and not by comparing numbers
+    and texts; True where the problems can't be read."""
+    try:
+        loaded = _problems(cfg.tasks)
+    except (ValueError, OSError, ImportError):
+        return True
+    return not all(
+        isinstance(problem.reference, NumberReference | TextReference)
+        for problem in (*loaded.train, *loaded.held_out)
+    )
