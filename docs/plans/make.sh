@@ -17,7 +17,7 @@ qwen3_4b_math_lora.v5litepod-16 | qwen3_4b_math_lora | v5litepod-16 | --mesh.ten
 qwen3_4b_math_lora.v5litepod-64 | qwen3_4b_math_lora | v5litepod-64 | --mesh.tensor 4 --train.rows-per-microbatch 16
 qwen3_4b_math_lora.v5p-16       | qwen3_4b_math_lora | v5p-16       |
 qwen3_4b_math_lora.v6e-16       | qwen3_4b_math_lora | v6e-16       | --mesh.tensor 4 --train.rows-per-microbatch 4
-seed_coder_8b_code.v5litepod-16 | seed_coder_8b_code | v5litepod-16 | --mesh.tensor 4 --train.rows-per-microbatch 4
+seed_coder_8b_code.v5litepod-16 | seed_coder_8b_code | v5litepod-16 | --mesh.tensor 8 --train.rows-per-microbatch 2 --optimizer.kind adafactor
 seed_coder_8b_code.v5litepod-64 | seed_coder_8b_code | v5litepod-64 | --mesh.tensor 4 --train.rows-per-microbatch 16
 seed_coder_8b_code.v5p-16       | seed_coder_8b_code | v5p-16       |
 seed_coder_8b_code.v6e-16       | seed_coder_8b_code | v6e-16       | --mesh.tensor 4 --train.rows-per-microbatch 4
