@@ -39,3 +39,4 @@ while IFS='|' read -r name config slice settings; do
   esac
   echo "   exit status $status"
 done <<<"$PLANS"
+${PYTHON:-python} docs/plans/summarise.py
