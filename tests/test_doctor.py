@@ -224,29 +224,32 @@ RUN = "import sys; from cipo_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
 LATE = f"import time; now = time.time; time.time = lambda: now() + 120; {RUN}"
 
 
-def start_two(tmp_path: Path, second: str) -> list[tuple[int, str, str]]:
-    """Status, output and errors of two processes, the second with a program of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def start_two(
+    tmp_path: Path, programs: tuple[str, str], arguments: list[list[str]], variables: list[dict]
+) -> list[tuple[int, str, str]]:
+    """Status, output and errors of two processes, each with a program of its own."""
     running = [
         subprocess.Popen(
             [
-                sys.executable, "-c", code, "doctor", SMOKE, "--json", "--run-dir",
-                str(tmp_path / "run"), "--coordinator", f"127.0.0.1:{port}", "--num-processes", "2",
-                "--process-id", str(i),
+                sys.executable, "-c", program, "doctor", SMOKE, "--json", "--run-dir",
+                str(tmp_path / "run"), *own,
             ],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", **environment},
         )
-        for i, code in enumerate((RUN, second))
+        for program, own, environment in zip(programs, arguments, variables, strict=True)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=240) for process in running]
     return [(p.returncode, *o) for p, o in zip(running, outputs, strict=True)]
 
 
-def test_two_processes(tmp_path) -> None:
-    first, second = start_two(tmp_path, RUN)
+def test_two_processes_that_slurm_started(tmp_path) -> None:
+    """With the variables that srun sets, from which jax finds the others."""
+    job = {
+        "SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+    }  # fmt: skip
+    variables = [{**job, "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    first, second = start_two(tmp_path, (RUN, RUN), [["--distributed"]] * 2, variables)
     assert (first[0], second[0]) == (0, 0), first[2] + second[2]
     assert second[1] == ""  # one of them speaks
     everywhere = json.loads(first[1])["processes"]
@@ -260,7 +263,11 @@ def test_two_processes(tmp_path) -> None:
 
 
 def test_two_processes_with_clocks_two_minutes_apart(tmp_path) -> None:
-    first, second = start_two(tmp_path, LATE)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    others = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id"]
+    first, second = start_two(tmp_path, (RUN, LATE), [[*others, "0"], [*others, "1"]], [{}, {}])
     assert (first[0], second[0]) == (1, 1)
     found = by_check(json.loads(first[1])["processes"][0])
     assert found["processes"]["status"] == "FAIL"
