@@ -82,9 +82,10 @@ place() {
 
 storage() {
   [ -n "$bucket" ] || fail "storage needs --bucket"
-  # Caching of metadata is off: what one worker writes the others must see at once.
+  # Caching of metadata is off: what one worker writes the others must see at once. The size (GiB)
+  # has to be said, and limits nothing.
   perform xpk storage attach cipo-runs "${where[@]}" --type=gcsfuse "--bucket=$bucket" \
-    --mount-point=/bucket --readonly=false --auto-mount=false \
+    --size=1000 --mount-point=/bucket --readonly=false --auto-mount=false \
     --mount-options=implicit-dirs,metadata-cache:ttl-secs:0
 }
 
