@@ -142,7 +142,13 @@ class Workshop:
     def _compile(self, program: Program) -> tuple[Compiled, Any]:
         if program.key not in self.compiled:
             _say(f"compiling {program.phase}: {program.name}")
-            self.compiled[program.key] = compile_program(program, self.mesh)
+            compiled, results = compile_program(program, self.mesh)
+            if compiled.memory is None:
+                _say(f"  refused: it needs {(compiled.refused_bytes or 0) / GIB:.2f} GiB")
+            else:
+                peak = compiled.memory.peak / GIB
+                _say(f"  {peak:.2f} GiB at its peak, {compiled.compile_cpu_s:.0f} CPU s")
+            self.compiled[program.key] = compiled, results
         return self.compiled[program.key]
 
 
