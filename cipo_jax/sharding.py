@@ -219,6 +219,12 @@ def spec_of(letters: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> P
     return _spec(letters, shape, letters, dict(mesh.shape), rules)
 
 
+def target_platform() -> str:
+    """Of the devices that are compiled for, which need not be there: `tpu`, `gpu`, `cpu`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def letters_of(annotation: Any) -> str | None:
     """The dimension letters of a record field: "B T" of `Float[Array, "B T"] | None`; None if the
     annotation has none.

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int32
 from cipo_jax.model.blockwise import ATTENDED, Window, blockwise_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.splash import splash_attention
-from cipo_jax.sharding import ACTIVATION_RULES
+from cipo_jax.sharding import ACTIVATION_RULES, target_platform
 
 _MASKED = -1e30
 """Score of a pair that may not be seen. Finite, so that a query that sees nothing gives a finite
@@ -50,18 +50,12 @@ def packed_attention(
     Source: grouped heads from Ainslie et al. 2023, arXiv 2305.13245.
     """
     arrays = (q_BTNH, k_BTKH, v_BTKH, segment_BT, prefix_BT)
-    platform = _platform()
+    platform = target_platform()
     if window is None and platform == "tpu":
         return _over_mesh(splash_attention, *arrays)
     if window is None and platform in ("gpu", "cuda") and q_BTNH.dtype != jnp.float32:
         return checkpoint_name(_over_mesh(fused_attention, *arrays), ATTENDED)
     return blockwise_attention(*arrays, window)
-
-
-def _platform() -> str:
-    """Of the devices that are compiled for, which need not be there."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
 
 
 def _over_mesh(kernel: Callable[..., Array], *arrays: Array) -> Array:

@@ -1,8 +1,8 @@
 """A layer's MLP in several experts: a router chooses some for each token, none is ever dropped.
 
 The tokens are sorted by expert, and each expert's weights meet its own tokens in one grouped matrix
-product. Over a mesh, every device computes the experts that it holds for the rows of its `expert`
-group: rows are gathered along that axis, and their sums scattered back.
+product (`grouped.py`). Over a mesh, every device computes the experts that it holds for the rows of
+its `expert` group: rows are gathered along that axis, and their sums scattered back.
 
 There is no auxiliary loss for an even load: it would add a gradient that no reward asks for.
 """
@@ -18,6 +18,7 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Int32
 
+from cipo_jax.model.grouped import grouped_product
 from cipo_jax.model.presets import Architecture, Experts
 from cipo_jax.sharding import ROW_AXES
 
@@ -111,22 +112,14 @@ def _local_sum(
     x_XD = x_BTD.reshape(-1, x_BTD.shape[-1])
     weight_XM, index_XM = route(x_XD, router_DE, arch.experts)
     num_here, num_chosen = gate_EDF.shape[0], index_XM.shape[1]
-    # Pairs of token and expert, sorted by expert; those of experts elsewhere come last and are in
-    # no group.
+    # Pairs of token and expert, sorted by expert; those of experts elsewhere come last.
     expert_Y = index_XM.reshape(-1) - first
     expert_Y = jnp.where((expert_Y >= 0) & (expert_Y < num_here), expert_Y, num_here)
     order_Y = jnp.argsort(expert_Y)
-    size_E = jnp.bincount(expert_Y, length=num_here)
-    is_here_Y1 = (expert_Y[order_Y] < num_here)[:, None]
-
-    def grouped(x_YA: Array, weight_EAB: Array) -> Array:
-        # What a product leaves in rows of no group is not defined.
-        y_YB = jax.lax.ragged_dot(x_YA, weight_EAB.astype(x_YA.dtype), size_E)
-        return jnp.where(is_here_Y1, y_YB, 0)
-
-    x_YD = jnp.where(is_here_Y1, x_XD[order_Y // num_chosen], 0)
-    hidden_YF = ACTIVATIONS[arch.activation](grouped(x_YD, gate_EDF)) * grouped(x_YD, up_EDF)
-    y_YD = grouped(hidden_YF, down_EFD)
+    size_G = jnp.bincount(expert_Y, length=num_here + 1)
+    x_YD = jnp.where((expert_Y[order_Y] < num_here)[:, None], x_XD[order_Y // num_chosen], 0)
+    gate_YF = ACTIVATIONS[arch.activation](grouped_product(x_YD, gate_EDF, size_G))
+    y_YD = grouped_product(gate_YF * grouped_product(x_YD, up_EDF, size_G), down_EFD, size_G)
     y_XMD = y_YD[jnp.argsort(order_Y)].reshape(*index_XM.shape, -1)
     sum_XD = jnp.einsum("XM,XMD->XD", weight_XM, y_XMD, preferred_element_type=jnp.float32)
     return sum_XD.astype(x_BTD.dtype).reshape(x_BTD.shape)

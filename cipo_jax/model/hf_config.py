@@ -206,7 +206,7 @@ def _is_sliding(config: Mapping[str, Any], num_layers: int, source: str) -> tupl
     """
     kinds = config.get("layer_types")
     if kinds is None:
-        nth = config.get("sliding_window_pattern")
+        nth = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
         if nth is None:
             raise ValueError(
                 f"{source} states neither layer_types nor sliding_window_pattern: which layers "
