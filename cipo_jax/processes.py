@@ -210,7 +210,8 @@ def ending_together() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if jax.process_count() == 1:
+        # Asked in this order, since devices that can't be opened may be the very error.
+        if not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         if isinstance(error, EXPLAINED) and not os.environ.get("CIPO_DEBUG"):
             message = str(error)

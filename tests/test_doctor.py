@@ -26,6 +26,8 @@ ROOM = (
     "--train.row-tokens", "1024",
 )  # fmt: skip
 
+RUN = "import sys; from cipo_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
+
 
 def by_check(findings: list[dict]) -> dict[str, dict]:
     return {finding["check"]: finding for finding in findings}
@@ -201,6 +203,21 @@ def test_devices_that_are_there_and_not_used(monkeypatch) -> None:
     assert found.status == "warn"
 
 
+def test_devices_that_cannot_be_opened(tmp_path) -> None:
+    """What needs none is looked at all the same."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "doctor", SMOKE, "--json", "--run-dir", str(tmp_path / "run")],
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    found = by_check(json.loads(done.stdout)["processes"][0])
+    assert [name for name, f in found.items() if f["status"] == "FAIL"] == ["devices"]
+    assert "JAX_PLATFORMS" in found["devices"]["way_out"]
+    assert {"model", "host memory", "hanging program", "disk space"} <= found.keys()
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_template_that_does_not_keep_the_prompt() -> None:
     tokenizer = byte_tokenizer()
     assert subject.template(tokenizer, thinking=False).status == "ok"
@@ -220,7 +237,6 @@ def test_findings_of_many_processes_in_one_table() -> None:
     assert doctor.table(everywhere).row_count == 3
 
 
-RUN = "import sys; from cipo_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
 LATE = f"import time; now = time.time; time.time = lambda: now() + 120; {RUN}"
 
 

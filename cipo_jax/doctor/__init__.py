@@ -14,8 +14,6 @@ import dataclasses
 import uuid
 from pathlib import Path
 
-import jax
-
 from cipo_jax import processes
 from cipo_jax.config import Config, Verify
 from cipo_jax.doctor import devices, host, subject, verifier
@@ -34,32 +32,26 @@ def examine(cfg: Config | None, folder: Path) -> list[list[Finding]]:
       folder: the run's, there or not; it is left as it was found.
     Returns: of each process, its findings; the same on all.
     """
-    found = [*tried("versions", host.versions)]
-    found += tried("devices", devices.seen)
-    if not _is_open():
-        return [found]
+    found = [*tried("versions", host.versions), *tried("devices", devices.seen)]
+    if not devices.are_open():
+        # Without devices there is nobody to meet; what needs none is looked at all the same.
+        with host.left_as_found(folder):
+            return [found + _subject(cfg) + _host(cfg, folder, saved_bytes=None, num_hosts=1)]
     arguments = {"folder": str(folder), "config": cfg and dataclasses.asdict(cfg)}
     found += (met := tried("processes", lambda: devices.meeting(arguments)))
     # Where they were started differently the rest would wait for each other, or compare nothing.
     if any(finding.status == "FAIL" for finding in met) and processes.count() > 1:
         return [found]
     found += tried("program", lambda: devices.program(cfg))
+    found += _subject(cfg)
     saved = resident = None
     if cfg is not None:
-        found += tried("model", lambda: subject.model(cfg))
-        found += tried("problems", lambda: subject.problems(cfg))
         # Where this fails the model or the mesh is at fault, which is found already.
         with contextlib.suppress(ValueError, OSError):
             saved, resident = devices.state_bytes(cfg)
     found += tried("device memory", lambda: devices.memory(resident))
-    per_host = None if saved is None else saved // processes.count()
-    found += tried("host memory", lambda: host.memory(per_host))
-    settings = Verify() if cfg is None else cfg.verify
-    is_needed = cfg is not None and subject.executes(cfg)
-    found += tried("sandbox", lambda: verifier.sandbox(settings, is_needed=is_needed))
-    keep = 1 if cfg is None else cfg.checkpoint.keep
     with host.left_as_found(folder):
-        found += tried("run folder", lambda: host.run_folder(folder, saved, keep))
+        found += _host(cfg, folder, saved_bytes=saved, num_hosts=processes.count())
         if not processes.on_any(not _is_there(folder)):
             name = processes.from_first(lambda: f".doctor-shared-{uuid.uuid4().hex[:8]}")
             found += tried("shared folder", lambda: devices.shared(folder, name))
@@ -68,11 +60,28 @@ def examine(cfg: Config | None, folder: Path) -> list[list[Finding]]:
     return [[Finding(**record) for record in records] for records in everywhere]
 
 
-def _is_open() -> bool:
-    try:
-        return bool(jax.devices())
-    except RuntimeError:
-        return False
+def _subject(cfg: Config | None) -> list[Finding]:
+    if cfg is None:
+        return []
+    return [
+        *tried("model", lambda: subject.model(cfg)),
+        *tried("problems", lambda: subject.problems(cfg)),
+    ]
+
+
+def _host(
+    cfg: Config | None, folder: Path, *, saved_bytes: int | None, num_hosts: int
+) -> list[Finding]:
+    """What needs neither devices nor other processes."""
+    settings = Verify() if cfg is None else cfg.verify
+    is_needed = cfg is not None and subject.executes(cfg)
+    per_host = None if saved_bytes is None else saved_bytes // num_hosts
+    keep = 1 if cfg is None else cfg.checkpoint.keep
+    return [
+        *tried("host memory", lambda: host.memory(per_host)),
+        *tried("sandbox", lambda: verifier.sandbox(settings, is_needed=is_needed)),
+        *tried("run folder", lambda: host.run_folder(folder, saved_bytes, keep)),
+    ]
 
 
 def _is_there(folder: Path) -> bool:

@@ -26,19 +26,28 @@ SKEW_WARN_S = 1.0
 SKEW_FAIL_S = 60.0
 """Cloud storage refuses requests that are signed by a clock minutes off."""
 _EDGE = 128
+UNOPENED = (RuntimeError, AssertionError)
+"""What jax raises where devices can't be opened: another process holds them, the driver or the
+plugin is missing (a bare assertion), or JAX_PLATFORMS names what isn't there."""
+
+
+def are_open() -> bool:
+    """Whether jax has devices in this process."""
+    try:
+        return bool(jax.devices())
+    except UNOPENED:
+        return False
 
 
 def seen() -> Iterator[Finding]:
-    """What jax sees, and whether that is all that is built in.
-
-    Raises: RuntimeError if the devices can't be opened, as where another process holds them.
-    """
+    """What jax sees, and whether that is all that is built in."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
     try:
         devices = jax.devices()
-    except RuntimeError as error:
+    except UNOPENED as error:
         yield fail(
             "devices",
-            str(error),
+            str(error) or f"jax opens no device with JAX_PLATFORMS={platforms!r}",
             "If another process holds them, end it (`sudo lsof -w /dev/accel* /dev/vfio/*` on a "
             "TPU VM, `nvidia-smi` on a GPU); else check JAX_PLATFORMS and the installed extra.",
         )
@@ -56,7 +65,6 @@ def seen() -> Iterator[Finding]:
         yield ok("devices", text)
         return
     text += f"; this machine has {len(unused)} accelerators ({unused[0]}) that jax does not use"
-    platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         yield warn("devices", text, f"JAX_PLATFORMS is {platforms!r}: unset it to use them.")
     else:
