@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cipo_jax import configfile
 from cipo_jax.plan.hardware import OFFERS
 
 ROOT = Path(__file__).parent.parent
@@ -360,6 +361,28 @@ def test_delete_takes_the_queued_resource_with_it(cloud) -> None:
     assert cloud.run("tpu_vm.sh", "delete", *SLICE, "--queued").returncode == 0
     assert cloud.commands == ["tpu-vm delete", "queued-resources delete"]
     assert "--force" in cloud.calls[1]["options"]
+
+
+def documented(script: str) -> list[list[str]]:
+    """The command lines of docs/tpu.md that call a script: its arguments."""
+    text = (ROOT / "docs" / "tpu.md").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith(f"bash launch/{script} ")]
+    return [shlex.split(line, comments=True)[2:] for line in lines]
+
+
+def test_the_documented_lines_are_right(cloud) -> None:
+    """Each makes the gcloud lines, and the configs and settings in it exist."""
+    lines = documented("tpu_vm.sh")
+    assert {line[0] for line in lines} >= {"create", "install", "doctor", "run", "log", "keep"}
+    for action, *options in lines:
+        done = cloud.run(
+            "tpu_vm.sh", action, "--dry-run", *options, TPU_NAME="mine", ZONE="us-west4-a",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("gcloud compute tpus ") >= 1
+        if "--" in options:
+            config, *settings = options[options.index("--") + 1 :]
+            assert configfile.load(ROOT / config, settings).name
 
 
 # --- xpk.sh ---
