@@ -25,9 +25,9 @@ from cipo_jax.sampler import sample
 from cipo_jax.sharding import make_mesh
 from cipo_jax.train_step import init_state, make_train_step
 
-ROW_TOKENS = {"W1": 576, "W2": 320, "W3": 640}
-"""Packed rows: a prompt and its samples in W1 and W2; in W3, where lengths vary, twice the longest
-sequence."""
+ROW_TOKENS = {"W1": 576, "W2": 320, "W3": 1280}
+"""Packed rows: a prompt and its samples in W1 and W2; in W3, where lengths vary, four times the
+longest sequence."""
 
 
 def architecture(model: workload.Model) -> Architecture:

@@ -75,10 +75,10 @@ SMALL = Model(4, 256, 4, 2, 64, 1024, 4096)
 SMOLLM2_135M = Model(30, 576, 9, 3, 64, 1536, 49_152)
 
 WORKS = {
-    "W1": Work(SMALL, 8, 8, 64, 64, spread=0, warm_steps=2, steps=7),
-    "W2": Work(SMOLLM2_135M, 4, 4, 64, 64, spread=0, warm_steps=2, steps=4),
+    "W1": Work(SMALL, 8, 8, 64, 64, spread=0, warm_steps=2, steps=5),
+    "W2": Work(SMOLLM2_135M, 4, 4, 64, 64, spread=0, warm_steps=1, steps=3),
     # Longest over mean: 4.2 in 16 completions.
-    "W3": Work(SMOLLM2_135M, 4, 4, 64, 256, spread=1.0, warm_steps=1, steps=3),
+    "W3": Work(SMOLLM2_135M, 4, 4, 64, 256, spread=1.0, warm_steps=1, steps=2),
 }
 
 
