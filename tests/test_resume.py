@@ -128,8 +128,8 @@ def state(folder: Path):
 def assert_same_run(folder: Path, other: Path) -> None:
     mine, theirs = results(folder), results(other)
     for part in mine:
-        # As text, where NaN is NaN; and not by a plain `assert`, which takes minutes to work out how
-        # two texts of this length differ.
+        # As text, where NaN is NaN; and not by a plain `assert`, which takes minutes to work out
+        # how two texts of this length differ.
         if repr(mine[part]) != repr(theirs[part]):
             raise AssertionError(f"{folder} and {other} differ in their {part}")
     jax.tree.map(np.testing.assert_array_equal, state(folder), state(other))
