@@ -143,6 +143,8 @@ class Workshop:
         if program.key not in self.compiled:
             _say(f"compiling {program.phase}: {program.name}")
             compiled, results = compile_program(program, self.mesh)
+            # What was traced and compiled is not needed again, and one program takes gigabytes.
+            jax.clear_caches()
             if compiled.memory is None:
                 _say(f"  refused: it needs {(compiled.refused_bytes or 0) / GIB:.2f} GiB")
             else:

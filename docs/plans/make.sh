@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the plans of this folder anew, one after the other: bash docs/plans/make.sh [NAME ...]
 #
-# Needs the extra [tpu], no TPU, 4 GB of memory and about ten minutes of CPU time for each.
+# Needs the extra [tpu], no TPU, 8 GB of memory and about 15 minutes of CPU time for each.
 # LARGEST=rows,prompts,length also searches for the largest settings that fit, which takes several
 # times as long. PYTHON is the interpreter (default: python).
 set -uo pipefail
