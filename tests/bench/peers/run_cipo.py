@@ -53,7 +53,7 @@ def make_config(work: workload.Work, args: argparse.Namespace) -> config.Config:
             samples_per_prompt=work.samples, max_new_tokens=work.max_new_tokens
         ),
         correction=config.Correction(prompts_per_base_prompt=0),
-        optimizer=config.Optimizer(learning_rate=1e-6, max_grad_norm=1.0),
+        optimizer=config.AdamW(learning_rate=1e-6, max_grad_norm=1.0),
         train=config.Train(
             steps=work.warm_steps + work.steps,
             prompts_per_step=work.prompts,
