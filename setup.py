@@ -35,6 +35,7 @@ setup(
         "service": ["starlette>=0.40", "uvicorn>=0.30"],
         "test": [
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.17",
             "mypy>=2.0",
