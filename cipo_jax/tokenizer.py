@@ -5,7 +5,9 @@ Always a transformers fast tokenizer with a chat template, wherever the model co
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cipo_jax.chat import markers
 from cipo_jax.config import ModelSource, PretrainedModel, RandomModel
-from cipo_jax.model import gguf
+from cipo_jax.model import gguf_tokenizer
 from cipo_jax.model.load import resolve
 
 _CHAT_TEMPLATE = (
@@ -38,6 +40,9 @@ _PROBES = (
 )
 """Texts on which a converted tokenizer must agree with the one that it was converted from."""
 
+_LLAMA3_RANKS = 128_000
+"""Tokens in the file of Llama 3 that has the format of tiktoken."""
+
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
     """The model's tokenizer; for random weights, the byte-level one.
@@ -48,7 +53,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
     if isinstance(source, RandomModel):
         return byte_tokenizer()
     path = resolve(source.path)
-    tokenizer = gguf.tokenizer(path) if path.suffix == ".gguf" else _of_folder(path)
+    tokenizer = gguf_tokenizer.tokenizer(path) if path.suffix == ".gguf" else _of_folder(path)
     if not tokenizer.is_fast:
         raise ValueError(
             f"{source.path} has a {type(tokenizer).__name__} without a fast implementation. "
@@ -65,7 +70,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
 def _of_folder(path: Path) -> PreTrainedTokenizerFast:
     file = path / "tokenizer.model"
     if file.is_file() and not (path / "tokenizer.json").is_file():
-        return _of_sentencepiece(file)
+        return _of_tiktoken(file) if _is_tiktoken(file) else _of_sentencepiece(file)
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
@@ -86,8 +91,8 @@ def _of_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
         pieces = SentencePieceProcessor(model_file=str(file))
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{file} is no SentencePiece model ({str(error).splitlines()[0]}); Llama 3 ships "
-            "another format under this name. Copy the model's tokenizer.json beside it."
+            f"{file} is no SentencePiece model ({str(error).splitlines()[0]}). Copy the model's "
+            "tokenizer.json beside it."
         ) from error
     tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
     for text in _PROBES:
@@ -95,6 +100,51 @@ def _of_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
             raise ValueError(
                 f"{file} can't be converted to a fast tokenizer: {text!r} becomes other tokens "
                 "than with the sentencepiece package. Copy the model's tokenizer.json beside it."
+            )
+    return tokenizer
+
+
+def _is_tiktoken(file: Path) -> bool:
+    """Whether the file begins with a token in base64 and its rank, as those of tiktoken do."""
+    with file.open("rb") as opened:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+={0,2} \d+\n?", opened.readline(200)) is not None
+
+
+def _of_tiktoken(file: Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of Llama 3's tokenizer.model, converted by transformers.
+
+    The file holds byte strings and their ranks alone. How words are split is known by the model
+    only, so no other model's file is read; the special tokens are those of tokenizer_config.json.
+    """
+    with file.open("rb") as opened:
+        num_ranks = sum(1 for line in opened if line.strip())
+    copy = "Copy the model's tokenizer.json beside it."
+    if num_ranks != _LLAMA3_RANKS:
+        raise ValueError(
+            f"{file} has the format of tiktoken and {num_ranks} tokens. Such a file does not say "
+            f"how words are split, which is known here for the {_LLAMA3_RANKS} of Llama 3 alone. "
+            f"{copy}"
+        )
+    beside = file.parent / "tokenizer_config.json"
+    config = json.loads(beside.read_text()) if beside.is_file() else {}
+    special = {
+        int(i): token["content"] for i, token in config.get("added_tokens_decoder", {}).items()
+    }
+    if not special:
+        raise ValueError(
+            f"{file} has the format of tiktoken, which leaves special tokens out, and no "
+            f"tokenizer_config.json beside it lists them in added_tokens_decoder. {copy}"
+        )
+    if importlib.util.find_spec("tiktoken") is None:
+        raise ValueError(
+            f"{file} is read by the package tiktoken: pip install tiktoken. Or: {copy}"
+        )
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, local_files_only=True)
+    for index, text in special.items():
+        if tokenizer.convert_tokens_to_ids(text) != index:
+            raise ValueError(
+                f"{beside} gives {text!r} the id {index}, but after the {num_ranks} tokens of "
+                f"{file.name} it gets {tokenizer.convert_tokens_to_ids(text)}. {copy}"
             )
     return tokenizer
 

@@ -1,9 +1,9 @@
-"""Checkpoints in one .gguf file, as llama.cpp writes them: constants, weights and tokenizer.
+"""Checkpoints in one .gguf file, as llama.cpp writes them: constants and weights.
 
 Quantised weights are expanded to floats by the `gguf` package. llama.cpp turns neighbouring
 channels in its rotary positions for the llama family, so its converter interleaves the rows of the
 query and key projections, and it stores the scale of a Gemma norm instead of scale - 1; loading
-undoes both.
+undoes both. The tokenizer in the file is read by `gguf_tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import gguf
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from cipo_jax.model import layout
 from cipo_jax.model.presets import (
@@ -66,14 +64,6 @@ _FAMILIES: dict[str, FamilyName] = {
 }
 """`general.architecture` -> family."""
 
-_CONTROL, _USER_DEFINED = 3, 4
-"""Token types of the format: markers of the chat format, and other strings that are one token."""
-
-_QWEN2_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
 
 def architecture(file: Path) -> Architecture:
     """The constants that the file's metadata states.
@@ -83,8 +73,8 @@ def architecture(file: Path) -> Architecture:
     Raises: ValueError if a constant is missing, or if the file asks for something that the decoder
       does not do.
     """
-    reader = _open(file)
-    kind = _stated(reader, "general.architecture", file)
+    reader = open_file(file)
+    kind = stated_in(reader, "general.architecture", file)
     if kind not in _FAMILIES:
         raise ValueError(
             f"{file} is of architecture {kind!r}; this decoder covers {', '.join(_FAMILIES)}."
@@ -92,10 +82,10 @@ def architecture(file: Path) -> Architecture:
     family = _FAMILIES[kind]
 
     def value(key: str) -> Any:
-        return _value(reader, f"{kind}.{key}")
+        return value_of(reader, f"{kind}.{key}")
 
     def stated(key: str) -> Any:
-        return _stated(reader, f"{kind}.{key}", file)
+        return stated_in(reader, f"{kind}.{key}", file)
 
     shapes = _shapes(reader)
     scaling = value("rope.scaling.type")
@@ -136,7 +126,7 @@ def architecture(file: Path) -> Architecture:
     mlp_dim = "expert_feed_forward_length" if family == "qwen3_moe" else "feed_forward_length"
     return of_family(
         family,
-        vocab_size=len(_stated(reader, "tokenizer.ggml.tokens", file)),
+        vocab_size=len(stated_in(reader, "tokenizer.ggml.tokens", file)),
         model_dim=width,
         num_layers=num_layers,
         num_heads=num_heads,
@@ -163,7 +153,7 @@ def load(
 
     Args and errors as `hf.load`.
     """
-    reader = _open(file)
+    reader = open_file(file)
     tensor_of = {tensor.name: tensor for tensor in reader.tensors}
 
     def read(name: str) -> np.ndarray:
@@ -180,13 +170,13 @@ def load(
 
 def stored_dtype(file: Path) -> str:
     """Of the embedding: bfloat16 or float16, or float32, which quantised weights expand to."""
-    (kind,) = (t.tensor_type for t in _open(file).tensors if t.name == LAYOUT["embed"][0])
+    (kind,) = (t.tensor_type for t in open_file(file).tensors if t.name == LAYOUT["embed"][0])
     return {"BF16": "bfloat16", "F16": "float16"}.get(kind.name, "float32")
 
 
 def licence(file: Path) -> str | None:
     """The identifier of the model's licence, if the file states one."""
-    return _value(_open(file), "general.license")
+    return value_of(open_file(file), "general.license")
 
 
 def half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:
@@ -199,64 +189,7 @@ def half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
-def tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    """The byte-level BPE tokenizer in the file's metadata, with its chat template if it has one.
-
-    Raises: ValueError if the tokenizer is of another kind, or splits words in an unknown way.
-    """
-    reader = _open(file)
-
-    def stated(key: str) -> Any:
-        return _stated(reader, f"tokenizer.ggml.{key}", file)
-
-    kind, words = stated("model"), stated("pre")
-    if kind != "gpt2" or words not in ("smollm", "qwen2"):
-        raise ValueError(
-            f"{file} has a tokenizer of kind {kind!r} that splits words as {words!r}; kind 'gpt2' "
-            "with 'smollm' or 'qwen2' is known here. Load the same model from a folder with "
-            "tokenizer.json."
-        )
-    tokens, types = stated("tokens"), stated("token_type")
-    backend = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in stated("merges")],
-        )
-    )
-    if words == "smollm":
-        steps = [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    else:
-        backend.normalizer = normalizers.NFC()
-        steps = [
-            pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    backend.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in (_CONTROL, _USER_DEFINED):
-            marker = AddedToken(token, normalized=False, special=kind == _CONTROL)
-            backend.add_tokens([marker])
-
-    def marker_at(key: str) -> str | None:
-        index = _value(reader, f"tokenizer.ggml.{key}_token_id")
-        return None if index is None else tokens[index]
-
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=marker_at("bos"),
-        eos_token=marker_at("eos"),
-        unk_token=marker_at("unknown"),
-        pad_token=marker_at("padding"),
-        chat_template=_value(reader, "tokenizer.chat_template"),
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _open(file: Path) -> gguf.GGUFReader:
+def open_file(file: Path) -> gguf.GGUFReader:
     return _parsed(Path(file), Path(file).stat().st_mtime_ns)
 
 
@@ -267,13 +200,13 @@ def _parsed(file: Path, changed_ns: int) -> gguf.GGUFReader:
     return gguf.GGUFReader(file)
 
 
-def _value(reader: gguf.GGUFReader, key: str) -> Any:
+def value_of(reader: gguf.GGUFReader, key: str) -> Any:
     field = reader.get_field(key)
     return None if field is None else field.contents()
 
 
-def _stated(reader: gguf.GGUFReader, key: str, file: Path) -> Any:
-    value = _value(reader, key)
+def stated_in(reader: gguf.GGUFReader, key: str, file: Path) -> Any:
+    value = value_of(reader, key)
     if value is None:
         raise ValueError(
             f"{file} does not state {key}, and no constant of a model is assumed here. Convert the "
