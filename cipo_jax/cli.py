@@ -52,13 +52,24 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         return parsed.run(parsed, rest)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if os.environ.get("CIPO_DEBUG"):
+    except (ValueError, OSError, ImportError, RuntimeError, AssertionError) as error:
+        told = _without_devices(error)
+        if os.environ.get("CIPO_DEBUG") or (isinstance(error, AssertionError) and not told):
             raise
-        print(f"cipo {parsed.command}: {error}", file=sys.stderr)
+        print(f"cipo {parsed.command}: {told or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _without_devices(error: Exception) -> str:
+    """What to do where jax opens no device, of which its own error says little or nothing; empty
+    for any other error."""
+    if not isinstance(error, (RuntimeError, AssertionError)) or "jax" not in sys.modules:
+        return ""
+    from cipo_jax.doctor import devices
+
+    return "" if devices.are_open() else ". ".join(devices.unopened(error))
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

