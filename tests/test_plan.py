@@ -344,7 +344,7 @@ def test_longer_completions_take_their_room_along():
 
 def test_a_run_compiles_the_programs_that_are_planned(tmp_path):
     """JAX itself says what a run compiles, from a process of its own with one device."""
-    settings = [*SMALL, "--kl.weight", "0.1"]
+    settings = [*SMALL, "--train.compute-dtype", "bfloat16"]
     ran = subprocess.run(
         [
             sys.executable, "-m", "cipo_jax.cli", "train", str(SMOKE), *settings,
@@ -357,7 +357,7 @@ def test_a_run_compiles_the_programs_that_are_planned(tmp_path):
     said = re.findall(
         r"Compiling jit\((\w+)\) with global shapes and types \((.*?)\)\. Argument", ran.stderr
     )
-    names = {"read_prompts", "_layer", "complete", "step"}
+    names = {"read_prompts", "_layer", "_cast", "complete", "step"}
     compiled = {
         (name, tuple(re.findall(r"ShapedArray\(([^,)]*?\[[\d,]*\])", types)))
         for name, types in said
@@ -379,7 +379,7 @@ def test_a_run_compiles_the_programs_that_are_planned(tmp_path):
             results = traced.out_info
     assert planned == compiled
     assert {name for name, _ in planned} == names
-    assert phases == ["sample"] * 4 + ["correct"] * 4 + ["train"] + ["evaluate"] * 12
+    assert phases == ["sample"] * 5 + ["correct"] * 5 + ["train"] + ["evaluate"] * 15
 
 
 def test_operations_of_the_train_step_follow_the_formula():

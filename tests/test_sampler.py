@@ -246,8 +246,8 @@ def test_empty_prompts_fill_up_a_batch():
 def test_a_cache_that_grows_gives_the_same_samples(monkeypatch):
     params, prompts = drawn(ARCH), make_prompts()
     base = run(params, prompts)
-    monkeypatch.setattr(decode, "_FIRST_SPAN", 2)
-    assert decode._spans(C) == [2, 4, 8, 12]
+    monkeypatch.setattr(decode, "_FEW_TOKENS", 2)
+    assert decode._spans(C) == [2, 6, 12]
     complete.clear_cache()
     assert_same(run(params, prompts), base)
     complete.clear_cache()
@@ -256,8 +256,10 @@ def test_a_cache_that_grows_gives_the_same_samples(monkeypatch):
 def test_spans_reach_the_limit_and_no_further():
     assert decode._spans(1) == []
     assert decode._spans(12) == [12]
-    assert decode._spans(128) == [128]
-    assert decode._spans(1000) == [128, 256, 512, 1000]
+    assert decode._spans(256) == [256]
+    assert decode._spans(1000) == [125, 500, 1000]
+    assert decode._spans(4096) == [128, 512, 2048, 4096]
+    assert decode._spans(8192) == [256, 1024, 4096, 8192]
 
 
 def test_the_same_shapes_compile_once():

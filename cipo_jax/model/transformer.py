@@ -9,6 +9,7 @@ in `experts.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -140,8 +141,8 @@ Stacked = TypeVar("Stacked")
 def unstack(stacked: Stacked, dtype: DTypeLike) -> tuple[Stacked, ...]:
     """Takes a record whose arrays are stacked over layers apart into one record per layer.
 
-    Matrices come in `dtype`, vectors (the norms' scales) as they are; low-rank terms are merged
-    into their matrices, so that they cost nothing per token. Decoding reads every weight once per
+    Matrices come in `dtype`, vectors (the norms' scales) in float32; low-rank terms are merged into
+    their matrices, so that they cost nothing per token. Decoding reads every weight once per
     token; as slices of a stacked array inside a loop, XLA's CPU backend copies each before use (2.4
     to 3 times slower). Call it outside of `jax.jit`: one small program then serves all layers,
     where a trace would hold a slice per layer and array, and compile for seconds.
@@ -157,9 +158,35 @@ def _layer(stacked: Any, layer: Int32[Array, ""], *, dtype: np.dtype) -> Any:
 
     def take(x: Array | Adapted) -> Array:
         x = merged(jax.tree.map(at_layer, x)) if isinstance(x, Adapted) else at_layer(x)
-        return x.astype(dtype) if x.ndim > 1 else x
+        return x.astype(_decoding_dtype(x, dtype))
 
     return jax.tree.map(take, stacked, is_leaf=lambda x: isinstance(x, Adapted))
+
+
+def ends(params: Params, dtype: DTypeLike) -> Params:
+    """What stands before and after the layers, in the types of `unstack`; without the layers.
+
+    Decoding takes this and unstacked layers, so it is the same program for a model that is trained,
+    in float32, and for one that lies frozen in bfloat16 under an adapter.
+    """
+    bare = replace(params, blocks=None)  # type: ignore[arg-type]
+    arrays, structure = jax.tree.flatten(bare)
+    # Called for those alone that change: a compiled program would copy the others.
+    others = [i for i, x in enumerate(arrays) if x.dtype != _decoding_dtype(x, dtype)]
+    if others:
+        cast = _cast([arrays[i] for i in others], dtype=jnp.dtype(dtype))
+        for i, x in zip(others, cast, strict=True):
+            arrays[i] = x
+    return structure.unflatten(arrays)
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _cast(arrays: list[Array], *, dtype: np.dtype) -> list[Array]:
+    return [x.astype(_decoding_dtype(x, dtype)) for x in arrays]
+
+
+def _decoding_dtype(x: Array, dtype: DTypeLike) -> np.dtype:
+    return jnp.dtype(dtype if x.ndim > 1 else jnp.float32)
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:

@@ -175,6 +175,7 @@ def _sampler_call(
     waves = math.ceil(num_prompts / at_once)
     program = partial(Program, phase=phase, per_step=waves)
     stacked, layers, caches = "stacked prompt cache", "unstacked layers", "prompt cache"
+    ends = "embedding and head"
     read = yield program(
         name=f"{prefix}prefill",
         function=read_prompts,
@@ -202,11 +203,26 @@ def _sampler_call(
     )
     if layer is None or cache is None:
         return
+    bare, structure = jax.tree.flatten(replace(weights, blocks=None))
+    wanted = jax.tree.leaves(jax.eval_shape(partial(transformer.ends, dtype=dtype), weights))
+    changed = [i for i, x in enumerate(bare) if x.dtype != wanted[i].dtype]
+    if changed:
+        cast = yield program(
+            name=f"{prefix}embedding and head",
+            function=transformer._cast,
+            args=([bare[i] for i in changed],),
+            static={"dtype": dtype},
+            makes=ends,
+        )
+        if cast is None:
+            return
+        for i, x in zip(changed, cast, strict=True):
+            bare[i] = x
     yield program(
         name=f"{prefix}decode",
         function=complete,
         args=(
-            weights,
+            structure.unflatten(bare),
             (layer,) * arch.num_layers,
             prompts,
             (cache,) * arch.num_layers,
@@ -223,7 +239,7 @@ def _sampler_call(
             "eos_ids": (0, 1),
         },
         trips=_spans,
-        frees=(layers, caches),
+        frees=(layers, caches, ends),
     )
 
 

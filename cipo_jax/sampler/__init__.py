@@ -1,7 +1,8 @@
 """Rollouts: prompts in, completions with the log-probs of their tokens out.
 
-Token ids only: no text, no reward, no stream. A call runs three programs: `read_prompts`
-once, `unstack` to take the layers apart, and `complete`, which draws one token after the other.
+Token ids only: no text, no reward, no stream. A call runs `read_prompts`
+once, `unstack` and `ends` to take the model apart, and `complete`, which draws one token after the
+other.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jaxtyping import PRNGKeyArray
 
 from cipo_jax.model.cache import PromptCache
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Params, unstack
+from cipo_jax.model.transformer import Params, ends, unstack
 from cipo_jax.records import PromptBatch, Rollouts
 from cipo_jax.sampler.decode import complete
 from cipo_jax.sampler.prefill import read_prompts
@@ -65,7 +66,7 @@ def sample(
     # Or it would lie in memory a second time for as long as tokens are drawn.
     del stacked
     return complete(
-        params,
+        ends(params, dtype),
         unstack(params.blocks, dtype),
         prompts,
         prompt_caches,
@@ -129,7 +130,7 @@ def lowered(
         return {
             "prefill": read_prompts.lower(params, prompts, arch=arch, compute_dtype=dtype),
             "decode": complete.lower(
-                params,
+                abstract_on(jax.eval_shape(partial(ends, dtype=dtype), params), mesh, PARAM_RULES),
                 (jax.tree.map(one_layer, blocks),) * arch.num_layers,
                 prompts,
                 (cache,) * arch.num_layers,
