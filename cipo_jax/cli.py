@@ -322,6 +322,13 @@ def _add_plan(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
     parser.add_argument("--text", type=Path, metavar="FILE", help="write the tables there, too")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the memory, as PNG")
+    parser.add_argument(
+        "--answers",
+        type=Path,
+        default=Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "cipo_jax" / "plan",
+        metavar="DIR",
+        help="where the compiler's answers are kept for the next plan (%(default)s)",
+    )
     parser.set_defaults(run=_plan)
 
 
@@ -341,6 +348,7 @@ def _plan(parsed: argparse.Namespace, rest: list[str]) -> int:
         hardware.parse(parsed.topology),
         hbm_gib=parsed.hbm_gib,
         knobs=search.parse_knobs(parsed.largest),
+        answers=parsed.answers.expanduser(),
         say=say,
     )
     if parsed.json:

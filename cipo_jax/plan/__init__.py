@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 from cipo_jax.config import Config
 from cipo_jax.plan.devices import check_compiler
@@ -45,6 +46,7 @@ def make(
     *,
     hbm_gib: float | None = None,
     knobs: Sequence[Knob] = (),
+    answers: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Plan a run on a slice, in a process of its own.
@@ -52,6 +54,7 @@ def make(
     Args:
       hbm_gib: memory of a device; None takes what the compiler or the data sheet says.
       knobs: settings whose largest value is searched for.
+      answers: folder where the compiler's answers are kept from plan to plan; None keeps none.
       say: is told what goes on, a line at a time.
 
     Raises:
@@ -60,40 +63,45 @@ def make(
       RuntimeError: the compiler failed for another reason than memory.
     """
     check_compiler(wanted)
-    request = Request(cfg=cfg, slice=wanted, hbm_gib=hbm_gib, knobs=tuple(knobs))
-    with tempfile.TemporaryDirectory(prefix="cipo-plan-") as folder:
-        request_path, result_path = Path(folder) / "request", Path(folder) / "result"
-        request_path.write_bytes(pickle.dumps(request))
-        said = _run([str(request_path), str(result_path)], say)
-        if not result_path.exists():
-            raise RuntimeError(
-                "The compiler's process ended without a result. Its last words:\n"
-                + "\n".join(said[-15:])
-            )
-        result = pickle.loads(result_path.read_bytes())
+    request = Request(cfg=cfg, slice=wanted, hbm_gib=hbm_gib, knobs=tuple(knobs), answers=answers)
+    # A file without a name: nothing is left of it, however this process ends.
+    with tempfile.TemporaryFile() as results:
+        said = _run(pickle.dumps(request), results, say)
+        results.seek(0)
+        written = results.read()
+    if not written:
+        raise RuntimeError(
+            "The compiler's process ended without a result. Its last words:\n"
+            + "\n".join(said[-15:])
+        )
+    result = pickle.loads(written)
     if isinstance(result, Exception):
         raise result
     return result
 
 
-def _run(paths: list[str], say: Callable[[str], None]) -> list[str]:
-    """Runs the worker; returns what it wrote, other than its progress."""
+def _run(request: bytes, results: IO[bytes], say: Callable[[str], None]) -> list[str]:
+    """Runs the worker; returns what it said, other than its progress."""
     kept: list[str] = []
     with subprocess.Popen(
-        [sys.executable, "-m", "cipo_jax.plan.worker", *paths],
+        [sys.executable, "-m", "cipo_jax.plan.worker"],
         env={**os.environ, **_ENVIRONMENT},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        stdin=subprocess.PIPE,
+        stdout=results,
+        stderr=subprocess.PIPE,
     ) as process:
-        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stderr is not None
         try:
-            for line in process.stdout:
-                if line.startswith(PROGRESS):
-                    say(line.removeprefix(PROGRESS).rstrip())
+            # Left open: that it closes tells the worker that nobody waits for it any more.
+            process.stdin.write(request)
+            process.stdin.flush()
+            for line in process.stderr:
+                text = line.decode(errors="replace").rstrip()
+                if text.startswith(PROGRESS):
+                    say(text.removeprefix(PROGRESS))
                 else:
-                    kept.append(line.rstrip())
+                    kept.append(text)
         except BaseException:
             process.kill()
             raise

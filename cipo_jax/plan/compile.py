@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
-from cipo_jax.plan import flops, movement
+from cipo_jax.plan import answers, flops, movement
+from cipo_jax.plan.answers import Sizes, refused
 from cipo_jax.plan.movement import Collective
 from cipo_jax.plan.programs import Program
-
-_REFUSED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,56 +53,51 @@ class Compiled:
     compile_cpu_s: float
 
 
-def compile_program(program: Program, mesh: Mesh) -> tuple[Compiled, Any]:
+def compile_program(
+    program: Program, mesh: Mesh, folder: Path | None = None
+) -> tuple[Compiled, Any]:
     """Compiles a program for the devices of the mesh.
 
+    Args:
+      folder: where answers of the compiler are kept; None asks it in any case.
     Returns: what it needs, and its results as `jax.ShapeDtypeStruct`s with shardings; None in their
       place if the compiler refused it for want of memory.
     Raises: what the compiler raises for any other reason.
     """
-    start = time.process_time()
     # Kernels ask the mesh, and not this machine's devices, what they are compiled for.
     with jax.set_mesh(mesh):
         traced = program.function.trace(*program.args, **program.static)
         counted = flops.count(traced.jaxpr, program.trips)
         lowered = traced.lower()
-        try:
-            executable = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            needed = _refused_bytes(str(error))
-            if needed is None:
-                raise
-            refused = Compiled(
-                memory=None,
-                refused_bytes=needed,
-                flops=counted.flops,
-                uncounted=counted.uncounted,
-                traffic_bytes=0.0,
-                collectives=(),
-                kernels=(),
-                unknown_loops=0,
-                compile_cpu_s=time.process_time() - start,
-            )
-            return refused, None
-    seconds = time.process_time() - start
-    moved = movement.of(executable.as_text(), program.trips)
-    results = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        lowered.out_info,
-        executable.output_shardings,
-    )
+        found = answers.answer(lowered, mesh, folder)
     compiled = Compiled(
-        memory=_memory(executable, program),
-        refused_bytes=None,
+        memory=None,
+        refused_bytes=found.refused_bytes,
         flops=counted.flops,
         uncounted=counted.uncounted,
+        traffic_bytes=0.0,
+        collectives=(),
+        kernels=(),
+        unknown_loops=0,
+        compile_cpu_s=found.cpu_s,
+    )
+    if found.sizes is None:
+        return compiled, None
+    moved = movement.of(found.text, program.trips)
+    compiled = replace(
+        compiled,
+        memory=_memory(found.sizes, program),
         traffic_bytes=moved.traffic_bytes,
         collectives=moved.collectives,
         kernels=moved.kernels,
         unknown_loops=moved.unknown_loops,
-        compile_cpu_s=seconds,
     )
-    return compiled, results
+    leaves, structure = jax.tree.flatten(lowered.out_info)
+    results = (
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+        for x, spec in zip(leaves, found.specs, strict=True)
+    )
+    return compiled, structure.unflatten(results)
 
 
 def bytes_of(tree: Any) -> int:
@@ -114,10 +106,10 @@ def bytes_of(tree: Any) -> int:
     try:
         stats = hold.lower(tree).compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        needed = _refused_bytes(str(error))
-        if needed is None:
+        sizes = refused(error)
+        if sizes is None:
             raise
-        return needed
+        return sizes[0]
     return stats.argument_size_in_bytes
 
 
@@ -130,9 +122,9 @@ def available_bytes(mesh: Mesh) -> int | None:
     try:
         jax.jit(lambda x: x + 1).lower(far_too_much).compile()
     except jax.errors.JaxRuntimeError as error:
-        match = _REFUSED.search(str(error))
-        if match:
-            return int(float(match[3]) * _UNITS[match[4]])
+        sizes = refused(error)
+        if sizes is not None:
+            return sizes[1]
     return None
 
 
@@ -140,18 +132,11 @@ def _replicated(mesh: Mesh) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def _refused_bytes(message: str) -> int | None:
-    match = _REFUSED.search(message)
-    return int(float(match[1]) * _UNITS[match[2]]) if match else None
-
-
-def _memory(executable: Any, program: Program) -> Memory:
-    stats = executable.memory_analysis()
-    results = stats.output_size_in_bytes - stats.alias_size_in_bytes
+def _memory(sizes: Sizes, program: Program) -> Memory:
     return Memory(
-        arguments=stats.argument_size_in_bytes,
+        arguments=sizes.arguments,
         host_arguments=bytes_of([program.args[position] for position in program.host_args]),
-        results=results,
-        temporaries=stats.temp_size_in_bytes,
-        peak=stats.peak_memory_in_bytes,
+        results=sizes.results,
+        temporaries=sizes.temporaries,
+        peak=sizes.peak,
     )

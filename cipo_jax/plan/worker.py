@@ -1,16 +1,19 @@
-"""The process that compiles: `python -m cipo_jax.plan.worker REQUEST RESULT`.
+"""The process that compiles: `python -m cipo_jax.plan.worker`.
 
 A process of its own, since the compilers read their settings from the environment when they are
-loaded, print as they please, and may end the process. What goes on is said on standard error, each
-line behind `PROGRESS`.
+loaded, print as they please, and may end the process. It reads a pickled `Request` from standard
+input and writes a pickled `Plan`, or the error that there was, to standard output. What goes on is
+said on standard error, each line behind `PROGRESS`. When standard input closes, it ends.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import pickle
 import platform
 import sys
+import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -45,17 +48,31 @@ class Request:
     hbm_gib: float | None
     """Instead of what the compiler or the data sheet says."""
     knobs: tuple[search.Knob, ...]
+    answers: Path | None
+    """Folder of the compiler's answers."""
 
 
-def main(request_path: str, result_path: str) -> None:
-    """Reads a `Request`, writes a `Plan` or the error that there was; both pickled."""
-    request = pickle.loads(Path(request_path).read_bytes())
+def main() -> None:
+    """Answers one request."""
+    request = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    result_file = os.dup(1)
+    os.dup2(2, 1)  # What compilers print is no result.
     result: Plan | Exception
     try:
         result = make_plan(request)
     except (ValueError, ImportError, RuntimeError) as error:
         result = type(error)(str(error))
-    Path(result_path).write_bytes(pickle.dumps(result))
+    with os.fdopen(result_file, "wb") as file:
+        pickle.dump(result, file)
+
+
+def _end_with_input() -> None:
+    """A parent that is killed can't say so, and a compilation takes minutes."""
+    # Not through `sys.stdin`, whose lock this thread would hold to the end.
+    while os.read(0, 1):
+        pass
+    os._exit(1)
 
 
 def make_plan(request: Request) -> Plan:
@@ -66,6 +83,7 @@ def make_plan(request: Request) -> Plan:
     workshop = Workshop(
         arch=planned_architecture(cfg),
         mesh=make_mesh(cfg.mesh, devices),
+        folder=request.answers,
         compiled={},
     )
     hbm_bytes, source = _hbm(request, workshop.mesh)
@@ -117,6 +135,8 @@ class Workshop:
 
     arch: Architecture
     mesh: Mesh
+    folder: Path | None
+    """Where the compiler's answers are kept."""
     compiled: dict[Hashable, tuple[Compiled, Any]]
 
     def calls(self, cfg: Config, phases: Sequence[Phase] | None = None) -> Iterator[Call]:
@@ -142,7 +162,7 @@ class Workshop:
     def _compile(self, program: Program) -> tuple[Compiled, Any]:
         if program.key not in self.compiled:
             _say(f"compiling {program.phase}: {program.name}")
-            compiled, results = compile_program(program, self.mesh)
+            compiled, results = compile_program(program, self.mesh, self.folder)
             # What was traced and compiled is not needed again, and one program takes gigabytes.
             jax.clear_caches()
             if compiled.memory is None:
@@ -220,4 +240,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
