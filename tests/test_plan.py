@@ -2,14 +2,17 @@
 
 import contextlib
 import dataclasses
+import gzip
 import importlib.util
 import json
 import math
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -259,6 +262,101 @@ ENTRY %main (x: bf16[2,4], y: f32[32]) -> f32[32] {
     assert (reduce.runs, reduce.group, reduce.sent_bytes) == (1, 4, 2 * 128 * 3 / 4)
 
 
+def test_products_in_windows_count_what_goes_round_the_ring():
+    """libtpu unrolls such a loop by two: the counter goes 0, 2, 4, 6, and not 0 to 7."""
+    text = """\
+HloModule m, is_scheduled=true
+
+%windowed_dot_general_body_rs.clone (s: (u32[], bf16[4,8])) -> (u32[], bf16[4,8]) {
+  %s = (u32[], bf16[4,8]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%s), index=0
+  %piece = bf16[4,8]{1,0} get-tuple-element(%s), index=1
+  %two = u32[] constant(2)
+  %next = u32[] add(%i, %two)
+  %start = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[], u32[]) collective-permute-start(%piece), channel_id=3, source_target_pairs={{0,1},{1,2},{2,3},{3,0},{4,5},{5,6},{6,7},{7,4}}
+  %done = bf16[4,8]{1,0} collective-permute-done(%start)
+  ROOT %t = (u32[], bf16[4,8]{1,0}) tuple(%next, %done)
+}
+
+%windowed_dot_general_cond_rs.clone (c: (u32[], bf16[4,8])) -> pred[] {
+  %c = (u32[], bf16[4,8]{1,0}) parameter(0)
+  %j = u32[] get-tuple-element(%c), index=0
+  %eight = u32[] constant(8)
+  ROOT %less = pred[] compare(%j, %eight), direction=LT
+}
+
+ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %state = (u32[], bf16[4,8]{1,0}) tuple(%zero, %x)
+  %loop = (u32[], bf16[4,8]{1,0}) while(%state), condition=%windowed_dot_general_cond_rs.clone, body=%windowed_dot_general_body_rs.clone
+  %last = bf16[4,8]{1,0} get-tuple-element(%loop), index=1
+  ROOT %moved = bf16[4,8]{1,0} collective-permute(%last), channel_id=4, source_target_pairs={{0,1},{1,0}}
+}
+"""  # noqa: E501
+    pieces, last = movement.of(text, run_once).collectives
+    assert (pieces.kind, pieces.group, pieces.runs) == ("reduce-scatter in pieces", 4, 4)
+    assert pieces.sent_bytes == 4 * 64
+    assert (last.kind, last.group, last.runs) == ("collective-permute", 2, 1)
+    by_ones = text.replace("constant(2)", "constant(1)")
+    assert movement.of(by_ones, run_once).collectives[0].runs == 8
+
+
+TRAIN_STEPS = """
+import dataclasses, json, sys
+import jax
+from cipo_jax import configfile
+from cipo_jax.plan import devices, hardware, movement, programs
+from cipo_jax.plan.worker import planned_architecture
+from cipo_jax.sharding import make_mesh
+
+def collectives(*mesh):
+    cfg = configfile.load(sys.argv[1], [
+        "--train.row-tokens", "256", "--train.rows-per-microbatch", "4", "--train.remat", "none",
+        "--train.compute-dtype", "bfloat16", *mesh,
+    ])
+    # Matrices large enough to be worth a reduce-scatter to the compiler.
+    arch = dataclasses.replace(
+        planned_architecture(cfg), num_layers=2, model_dim=1024, mlp_dim=2048, vocab_size=1024,
+        head_dim=128,
+    )
+    mesh = make_mesh(cfg.mesh, devices.devices_of(hardware.parse("v5litepod-4")))
+    (program,) = programs.programs(cfg, arch, mesh, ["train"])
+    with jax.set_mesh(mesh):
+        text = program.function.trace(*program.args).lower().compile().as_text()
+    return [(c.kind, c.result_bytes) for c in movement.of(text, program.trips).collectives]
+
+print(json.dumps([collectives(), collectives("--mesh.data", "4", "--mesh.fsdp", "1")]))
+"""
+
+
+@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
+def test_gradients_over_fsdp_are_scattered_as_they_are_summed():
+    """From the train step as it is compiled for four v5e chips."""
+    ran = subprocess.run(
+        [sys.executable, "-c", TRAIN_STEPS, str(SMOKE)],
+        env={**os.environ, **plan._ENVIRONMENT},
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    sharded, replicated = json.loads(ran.stdout)
+    mlp, head = 2 * 1024 * 2048, 4 * 1024 * 1024  # bytes, in bfloat16 and float32
+    attention = 2 * 1024 * 128 * (4 + 2 + 2 + 4)
+
+    def sizes(found, kind):
+        return sorted(size for name, size in found if name == kind)
+
+    # One for each matrix of the MLP, and one for what is left, put together by the compiler.
+    scattered = sizes(sharded, "reduce-scatter")
+    assert scattered[-1] >= mlp // 4
+    assert sum(scattered) >= (mlp + attention + head) // 4
+    key_matrix = 2 * 1024 * 2 * 128
+    assert sizes(sharded, "all-reduce")[-1] < key_matrix, "a gradient is summed whole"
+    # Control: where parameters lie whole on every device, their gradients are summed whole.
+    assert sizes(replicated, "all-reduce")[-1] >= mlp
+    assert not sizes(replicated, "reduce-scatter")
+
+
 # Memory over the cycle
 
 
@@ -447,11 +545,67 @@ def test_kept_plans_are_of_the_shipped_settings(path):
 
 
 @pytest.fixture(scope="module")
-def made():
+def answers(tmp_path_factory):
+    return tmp_path_factory.mktemp("answers")
+
+
+@pytest.fixture(scope="module")
+def made(answers):
     """A plan for four v5e chips, made by libtpu's compiler."""
     if not HAS_TPU_COMPILER:
         pytest.skip("libtpu is made for Linux x86-64 only")
-    return plan.make(configfile.load(SMOKE, SMALL), hardware.parse("v5litepod-4"))
+    cfg = configfile.load(SMOKE, SMALL)
+    return plan.make(cfg, hardware.parse("v5litepod-4"), answers=answers)
+
+
+def test_what_was_compiled_once_is_not_compiled_again(made, answers):
+    kept = {path: path.stat().st_mtime_ns for path in answers.iterdir()}
+    assert len(kept) >= 9
+    cfg = configfile.load(SMOKE, SMALL)
+    again = plan.make(cfg, hardware.parse("v5litepod-4"), answers=answers)
+    assert {path: path.stat().st_mtime_ns for path in answers.iterdir()} == kept
+    # Compilation times come with the answers, so all is the same but the time of planning.
+    assert dataclasses.replace(again, seconds=made.seconds) == made
+    # Another setting of the loss is another train step, and no other sampler.
+    other = configfile.load(SMOKE, [*SMALL, "--objective.clip-high", "0.3"])
+    plan.make(other, hardware.parse("v5litepod-4"), answers=answers)
+    (added,) = set(answers.iterdir()) - set(kept)
+    with gzip.open(added, "rt") as file:
+        assert "HloModule jit_step" in json.load(file)["text"]
+
+
+@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_a_plan_that_is_killed_leaves_nothing(how, tmp_path):
+    running = subprocess.Popen(
+        [
+            sys.executable, "-m", "cipo_jax.cli", "plan", str(SMOKE), "--topology", "v5litepod-4",
+            "--answers", str(tmp_path / "answers"),
+        ],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with running:
+        assert running.stderr is not None
+        assert any("compiling" in line for line in running.stderr)
+        (worker,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        assert "cipo_jax.plan.worker" in Path(f"/proc/{worker}/cmdline").read_text()
+        running.send_signal(how)
+        running.wait(timeout=10)
+    deadline = time.monotonic() + 10
+    while is_alive(worker):
+        assert time.monotonic() < deadline, "the compiler goes on"
+        time.sleep(0.05)
+    assert [path for path in tmp_path.iterdir() if path.name != "answers"] == []
+
+
+def is_alive(pid):
+    """Whether a process runs; one that ended and was not waited for does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 @pytest.fixture

@@ -25,6 +25,9 @@ _COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+_WINDOWED = {"ag": "all-gather in pieces", "rs": "reduce-scatter in pieces"}
+"""Kinds of permutations that together are another collective; the last piece of each stays a
+`collective-permute`, as it moves beside the loop."""
 _FREE = frozenset(
     {
         *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
@@ -98,7 +101,7 @@ def of(text: str, trips: LoopTrips) -> Movement:
         for i in computation.instructions:
             if i.opcode == "custom-call":
                 kernels.add(re.search(r'custom_call_target="([^"]*)"', i.rest)[1])  # type: ignore[index]
-            collective = _collective(i, computations)
+            collective = _collective(i, computation, computations)
             if collective is not None:
                 kind, says = collective
                 # The start, the middle and the end of an asynchronous collective share a channel.
@@ -155,8 +158,11 @@ def _loop_lengths(
             condition = computations[i.attribute("condition") or ""]
             known = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.rest)
             bound = _bound(condition)
-            if known or (bound is not None and condition.root.opcode == "compare"):
-                lengths[i.name] = float(known[1]) if known else float(bound or 0)
+            if known:
+                lengths[i.name] = float(known[1])
+            elif bound is not None and condition.root.opcode == "compare":
+                step = _step(condition, computations[i.attribute("body") or ""])
+                lengths[i.name] = float(-(-bound // step))
             else:
                 data.append((i.name, bound))
     data.sort(key=lambda loop: loop[1] or 0)
@@ -181,8 +187,20 @@ def _bound(condition: Computation) -> int | None:
     return next(iter(constants.values())) if len(constants) == 1 else None
 
 
+def _step(condition: Computation, body: Computation) -> int:
+    """What a loop adds to its counter, which starts from 0: the compiler unrolls some by two."""
+    read = [condition.by_name[name] for name in condition.root.operands]
+    counter = next((i for i in read if i.opcode == "get-tuple-element"), None)
+    if counter is None or body.root.opcode != "tuple":
+        return 1
+    place = int(re.search(r"index=(\d+)", counter.rest)[1])  # type: ignore[index]
+    added = body.by_name[body.root.operands[place]]
+    numbers = [body.by_name[name] for name in added.operands if added.opcode == "add"]
+    return next((int(i.inside) for i in numbers if i.opcode == "constant"), 1)
+
+
 def _collective(
-    i: Instruction, computations: Mapping[str, Computation]
+    i: Instruction, where: Computation, computations: Mapping[str, Computation]
 ) -> tuple[str, Instruction] | None:
     """Its kind, and the instruction that says who takes part; None for other instructions."""
     if i.opcode == "fusion" and "all-reduce-scatter" in (i.attribute("calls") or ""):
@@ -190,6 +208,10 @@ def _collective(
         inside = computations[i.attribute("calls") or ""].instructions
         return "reduce-scatter", next((x for x in inside if x.opcode == "all-reduce"), i)
     base = i.opcode.removesuffix("-start")
+    if base == "collective-permute":
+        # A product's operand or result goes round a ring in pieces while the product is computed.
+        window = re.search(r"windowed_dot_general_body_(ag|rs)", where.name)
+        return base if window is None else _WINDOWED[window[1]], i
     return (base, i) if base in _COLLECTIVES else None
 
 
@@ -208,6 +230,18 @@ def _group_size(rest: str) -> int:
     if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
         by_axis = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         return math.prod(int(by_axis[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
+    if "source_target_pairs" in rest:
+        return _ring(dict(re.findall(r"\{(\d+),(\d+)\}", rest)))
+    return 0
+
+
+def _ring(next_of: Mapping[str, str]) -> int:
+    """Devices that a piece passes before it is back where it started; 0 if it never is."""
+    start = device = next(iter(next_of), "")
+    for count in range(1, len(next_of) + 1):
+        device = next_of.get(device, "")
+        if device == start:
+            return count
     return 0
 
 
