@@ -203,7 +203,7 @@ def _sampler_call(
     )
     if layer is None or cache is None:
         return
-    bare, structure = jax.tree.flatten(replace(weights, blocks=None))
+    bare, structure = jax.tree.flatten(replace(weights, blocks=None))  # type: ignore[arg-type]
     wanted = jax.tree.leaves(jax.eval_shape(partial(transformer.ends, dtype=dtype), weights))
     changed = [i for i, x in enumerate(bare) if x.dtype != wanted[i].dtype]
     if changed:
