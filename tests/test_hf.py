@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import re
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -328,6 +329,27 @@ def test_placed_over_a_mesh(preset, sizes, tmp_path):
     assert_same(params, single)
     hf.save(params, arch, tmp_path / "again")
     assert_same(hf.load(tmp_path / "again", arch), params)
+
+
+def test_the_host_copies_no_tensor(tmp_path):
+    """They go from the mapped file to the devices; tests/bench/import_memory.py measures it."""
+    arch = dataclasses.replace(PRESETS["tiny-qwen2"], vocab_size=50_000)
+    params = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), abstract(arch))
+    hf.save(params, arch, tmp_path)
+
+    def peak_bytes(load) -> int:
+        tracemalloc.start()
+        load()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    hf.load(tmp_path, arch)  # compiles
+    assert peak_bytes(lambda: hf.load(tmp_path, arch)) < params.embed.nbytes / 4
+    # Control: what the library reads is a copy.
+    with safetensors.safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        read = peak_bytes(lambda: file.get_slice("model.embed_tokens.weight")[:])
+    assert read >= params.embed.nbytes
 
 
 @pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen3-moe"])

@@ -6,11 +6,10 @@ is read and written in `hf_config.py`.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -53,6 +52,8 @@ _POST_NORM_LAYOUT: layout.Layout = {
 }
 """What the names mean where attention and MLP are normed once more."""
 
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+
 MAX_FILE_BYTES = 5 * 10**9
 """A larger model is saved as several files and an index."""
 
@@ -93,33 +94,46 @@ def load(
     Raises: ValueError that names the tensor if one is missing, unknown, in two files, of a wrong
       shape or of a type that is not a float.
     """
-    with contextlib.ExitStack() as stack:
-        file_of: dict[str, Any] = {}
-        shapes: dict[str, tuple[int, ...]] = {}
-        path_of: dict[str, Path] = {}
-        for path in _weight_files(Path(folder)):
-            file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
-            for name in file.keys():  # noqa: SIM118 (an open file is no mapping)
-                if name in path_of:
-                    raise ValueError(
-                        f"{name} is in {path_of[name].name} and again in {path.name}. Remove the "
-                        "file that is not part of this model."
-                    )
-                piece = file.get_slice(name)
-                if piece.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                    raise ValueError(
-                        f"{name} holds {piece.get_dtype()} values. Quantised weights can't be "
-                        "trained: use the model's float weights."
-                    )
-                file_of[name], path_of[name], shapes[name] = file, path, tuple(piece.get_shape())
-        return layout.assemble(
-            layout_of(arch),
-            arch,
-            file_shapes=shapes,
-            read=lambda name: file_of[name].get_slice(name),
-            shardings=shardings,
-            dtype=dtype,
-        )
+    tensors: dict[str, np.ndarray] = {}
+    path_of: dict[str, Path] = {}
+    for path in _weight_files(Path(folder)):
+        for name, tensor in _mapped(path).items():
+            if name in tensors:
+                raise ValueError(
+                    f"{name} is in {path_of[name].name} and again in {path.name}. Remove the "
+                    "file that is not part of this model."
+                )
+            tensors[name], path_of[name] = tensor, path
+    return layout.assemble(
+        layout_of(arch),
+        arch,
+        file_shapes={name: tensor.shape for name, tensor in tensors.items()},
+        read=tensors.__getitem__,
+        shardings=shardings,
+        dtype=dtype,
+    )
+
+
+def _mapped(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file as views of its mapped pages, which the system reads and drops by
+    itself: the library's own slices are copied twice on the host."""
+    tensors = {}
+    with safetensors.safe_open(path, framework="numpy") as file:
+        data = np.memmap(path, np.uint8, mode="r")
+        # The format: the length of a header, the header, and the tensors without a gap.
+        start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+        for name in file.offset_keys():
+            piece = file.get_slice(name)
+            if piece.get_dtype() not in _DTYPES:
+                raise ValueError(
+                    f"{name} holds {piece.get_dtype()} values. Quantised weights can't be "
+                    "trained: use the model's float weights."
+                )
+            shape, kind = piece.get_shape(), np.dtype(_DTYPES[piece.get_dtype()])
+            end = start + kind.itemsize * math.prod(shape)
+            tensors[name] = np.asarray(data[start:end]).view(kind).reshape(shape)
+            start = end
+    return tensors
 
 
 def stored_dtype(folder: Path) -> str:
