@@ -27,7 +27,6 @@ _CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-
 _PROBES = (
     "Hello world",
     "  two  spaces, then a trailing one ",

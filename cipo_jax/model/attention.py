@@ -21,14 +21,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
-from cipo_jax.model.blockwise import ATTENDED, Window, blockwise_attention
+from cipo_jax.model.blockwise import ATTENDED, MASKED, Window, blockwise_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.splash import splash_attention
 from cipo_jax.sharding import ACTIVATION_RULES, target_platform
-
-_MASKED = -1e30
-"""Score of a pair that may not be seen. Finite, so that a query that sees nothing gives a finite
-output (which nobody reads) instead of NaN."""
 
 
 def packed_attention(
@@ -128,7 +124,7 @@ def decode_attention(
 
     def scores(spec: str, keys: Array, is_visible: Array) -> Array:
         score = jnp.einsum(spec, q_QKGJH, keys, preferred_element_type=jnp.float32)
-        return jnp.where(is_visible, score * head_dim**-0.5, _MASKED)
+        return jnp.where(is_visible, score * head_dim**-0.5, MASKED)
 
     prompt_length = sees_prompt_QP.shape[1]
     score_QKGJS = jnp.concatenate(

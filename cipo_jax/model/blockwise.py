@@ -27,7 +27,7 @@ ATTENDED = "attended"
 _BLOCK = 256
 """Longest block. Rows are cut into equal blocks that are not longer, so that little is padding."""
 
-_MASKED = -1e30
+MASKED = -1e30
 """Score of a pair that may not be seen. Finite: a query that sees nothing gives a finite output,
 which nobody reads, instead of NaN."""
 
@@ -158,7 +158,7 @@ def _scores(q_BKaH: Array, k_BKcH: Array, blocks: _Blocks, x: Array, y: Array) -
         back_Bqc = blocks.position_XBc[x][:, :, None] - blocks.position_XBc[y][:, None, :]
         sees_Bqc &= back_Bqc < blocks.window_size
     by_head = (*score_BKac.shape[:2], -1, *sees_Bqc.shape[1:])
-    score_BKJqc = jnp.where(sees_Bqc[:, None, None], score_BKac.reshape(by_head), _MASKED)
+    score_BKJqc = jnp.where(sees_Bqc[:, None, None], score_BKac.reshape(by_head), MASKED)
     return score_BKJqc.reshape(score_BKac.shape)
 
 
@@ -191,7 +191,7 @@ def _forward(
         )
 
     nothing = (
-        jnp.full(q_XBKaH.shape[:-1], _MASKED, jnp.float32),
+        jnp.full(q_XBKaH.shape[:-1], MASKED, jnp.float32),
         jnp.zeros(q_XBKaH.shape[:-1], jnp.float32),
         jnp.zeros(q_XBKaH.shape, jnp.float32),
     )

@@ -190,22 +190,28 @@ def half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def open_file(file: Path) -> gguf.GGUFReader:
+    """The parsed file; the one that was opened last is kept."""
     return _parsed(Path(file), Path(file).stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1)
 def _parsed(file: Path, changed_ns: int) -> gguf.GGUFReader:
     # Constants, weights and tokenizer are asked for one after another, and parsing the metadata of
-    # a real vocabulary takes about 4 s.
+    # a real vocabulary takes seconds.
     return gguf.GGUFReader(file)
 
 
 def value_of(reader: gguf.GGUFReader, key: str) -> Any:
+    """What the metadata says of a key; None if nothing."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
 
 
 def stated_in(reader: gguf.GGUFReader, key: str, file: Path) -> Any:
+    """`value_of` a key that must be there.
+
+    Raises: ValueError if it is not.
+    """
     value = value_of(reader, key)
     if value is None:
         raise ValueError(

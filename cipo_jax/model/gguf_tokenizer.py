@@ -45,20 +45,20 @@ def tokenizer(file: Path) -> PreTrainedTokenizerFast:
     def stated(key: str) -> Any:
         return stated_in(reader, f"tokenizer.ggml.{key}", file)
 
-    kind, tokens, types = stated("model"), stated("tokens"), stated("token_type")
-    if kind == "llama":
+    model, tokens, types = stated("model"), stated("tokens"), stated("token_type")
+    if model == "llama":
         # Here, too, a file need not state what the format's own reader does by itself: a space in
         # front of a text, and the token that begins a sequence before it.
         adds_space = value("add_space_prefix") in (None, True)
         backend = _sentencepiece(tokens, stated("scores"), types, adds_space=adds_space, file=file)
         adds_bos = value("add_bos_token") in (None, True)
-    elif kind == "gpt2":
+    elif model == "gpt2":
         backend = _byte_level(tokens, stated("merges"), words=value("pre"), file=file)
         adds_bos = value("add_bos_token") is True
     else:
         raise ValueError(
-            f"{file} has a tokenizer of kind {kind!r}; 'gpt2' and 'llama' are known here. Load the "
-            "same model from a folder with tokenizer.json."
+            f"{file} has a tokenizer of kind {model!r}; 'gpt2' and 'llama' are known here. Load "
+            "the same model from a folder with tokenizer.json."
         )
     backend.add_tokens([
         AddedToken(token, normalized=False, special=kind != _USER_DEFINED)

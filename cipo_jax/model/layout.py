@@ -111,19 +111,18 @@ def assemble(
     arch: Architecture,
     *,
     file_shapes: Mapping[str, tuple[int, ...]],
-    read: Callable[[str], Any],
+    read: Callable[[str], np.ndarray],
     shardings: Params | None,
     dtype: DTypeLike,
 ) -> Params:
     """Reads a checkpoint tensor by tensor, straight into its place on the devices.
 
-    The host holds the pieces of one tensor at a time, as they are in the file: each process those
-    of its own devices. The devices cast, split and transpose them.
+    The host reads one tensor at a time, as it is in the file: each process the pieces of its own
+    devices. The devices cast, split and transpose them.
 
     Args:
       file_shapes: name and shape of every tensor in the checkpoint.
-      read: the tensor of a name; what it returns gives numpy arrays when it is indexed by slices,
-        so that a file is read where it is needed.
+      read: the tensor of a name; of a view of a mapped file, only what is needed is read.
       shardings: where each field goes; None: the default device.
       dtype: of the result.
     Raises: ValueError if a tensor is missing, unknown or of another shape, or if a head that the
@@ -154,11 +153,11 @@ def assemble(
     return jax.tree.structure(abstract(arch)).unflatten(placed)
 
 
-def _on_devices(tensor: Any, form: Form, field: Sharding | None) -> jax.Array:
-    """A tensor of the file on the devices, one piece after the other: the host holds one."""
+def _on_devices(tensor: np.ndarray, form: Form, field: Sharding | None) -> jax.Array:
+    """A tensor of the file on the devices, one piece after the other."""
     sharding = form.file_sharding(field)
     if sharding is None:
-        return jax.device_put(tensor[...])
+        return jax.device_put(tensor)
     devices_of: dict[str, list[jax.Device]] = {}
     pieces = sharding.addressable_devices_indices_map(form.file_shape)
     for device, piece in pieces.items():
@@ -205,7 +204,7 @@ def _check_names(
         )
     if arch.is_tied and head in extra:
         extra.remove(head)
-        if not _are_equal(read(head), read(embed), file_shapes[head][0]):
+        if not _are_equal(read(head), read(embed)):
             raise ValueError(
                 f"{head} differs from {embed}, but the model's constants say that they are tied. "
                 "Set tie_word_embeddings to false if the head is trained apart."
@@ -219,10 +218,9 @@ def _check_names(
         )
 
 
-def _are_equal(a: Any, b: Any, num_rows: int) -> bool:
+def _are_equal(a: np.ndarray, b: np.ndarray) -> bool:
     """Compares two tensors of the file, a stretch of rows at a time."""
-    starts = range(0, num_rows, 4096)
-    stretches = (slice(start, min(start + 4096, num_rows)) for start in starts)
+    stretches = (slice(start, start + 4096) for start in range(0, len(a), 4096))
     return all(np.array_equal(a[rows], b[rows]) for rows in stretches)
 
 

@@ -96,7 +96,7 @@ def resolve(path: str, *, files: Sequence[str] = _FILES) -> Path:
     local = Path(path).expanduser()
     if local.is_dir() or (local.is_file() and local.suffix == ".gguf"):
         return local
-    if local.exists() or local.suffix == ".gguf" or not _HUB_ID.fullmatch(path):
+    if not is_hub_id(path):
         raise ValueError(
             f"model.path is {path!r}: {'not a model' if local.exists() else 'no such file'}. It is "
             "a folder with config.json and safetensors, a .gguf file, a hub id such as "
@@ -112,6 +112,11 @@ def resolve(path: str, *, files: Sequence[str] = _FILES) -> Path:
             "also needs `hf auth login`), or give the path of a folder that you copied here; "
             f"`hf download {path}` makes one where there is a network."
         ) from error
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a model path has the form of a hub id, and nothing of that name is here."""
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists() and not path.endswith(".gguf")
 
 
 def _gguf_of_package(name: str) -> Path:
