@@ -1,18 +1,18 @@
 """From hidden states to log-probs: the one head, the one temperature, the one shift.
 
 Both the sampler and the train step come through here, so the law that was sampled from and the law
-that is trained are the same code. Which tokens count is the caller's business: this file has no
-masks.
+that is trained are the same code. Which tokens count is the caller's business.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int32
 
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
@@ -37,26 +37,30 @@ def token_logprobs(
     hidden_BTD: Float[Array, "B T D"],
     token_BT: Int32[Array, "B T"],
     predecessor_BT: Int32[Array, "B T"],
+    is_target_BT: Bool[Array, "B T"],
     *,
     temperature: Array | float,
     chunk: int,
     arch: Architecture,
+    row_axes: tuple[str, ...] = (),
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
-    """Log-prob of each token, and entropy of the law that it was drawn from, both in nats.
+    """Log-prob of each target, and entropy of the law that it was drawn from, both in nats.
 
         logprob[b,t] = log softmax(logits(hidden[b, predecessor[b,t]]) / temperature)[token[b,t]]
         entropy[b,t] = -sum over v of p(v) log p(v),  p the same law
 
-    Computed for about `chunk` tokens at a time, forward and backward: logits are recomputed in the
-    backward pass, and no array of B * T * V elements ever exists. A chunk takes the same stretch of
-    time from every row, so rows may be sharded.
+    Computed for `chunk` targets at a time, forward and backward: logits are computed again in the
+    backward pass, and no array of B * T * V elements ever exists. Targets are brought together
+    first, so what is no target (prompts, attempts that are shown, padding) costs nothing.
 
     Args:
       hidden_BTD: of `hidden_states`, after the final norm.
-      predecessor_BT: index in the row of the token whose hidden state predicts this one. Where a
-        token has none, the results are meaningless but finite; the caller masks them.
+      predecessor_BT: index in the row of the token whose hidden state predicts this one.
+      is_target_BT: which tokens; both results are 0 elsewhere.
       temperature: above 0; 0 means 1. Not differentiated.
-      chunk: tokens whose logits exist at one time, at least 1.
+      chunk: targets whose logits exist at one time, at least 1.
+      row_axes: inside of a `shard_map`, the mesh axes that the rows are split over. All devices
+        then take the same number of chunks, as they may have to meet in each.
     """
     if chunk < 1:
         raise ValueError(
@@ -64,31 +68,33 @@ def token_logprobs(
             "least 1 (train.logprob_chunk)."
         )
     num_rows, row_length = token_BT.shape
-    stretch = min(row_length, max(1, chunk // num_rows))
-    num_chunks = -(-row_length // stretch)
+    num_tokens = num_rows * row_length
+    chunk = min(chunk, num_tokens)
+    num_chunks = -(-num_tokens // chunk)
+    num_targets = jnp.sum(is_target_BT)
+    if row_axes:
+        num_targets = jax.lax.pmax(num_targets, row_axes)
 
-    def chunked(x: Array) -> Array:
-        """[chunk, X, ...] with X tokens in a chunk; the last chunk is filled up with zeros."""
-        # One axis for the tokens: given rows and time, XLA's CPU backend transposes the logits in
-        # the backward pass.
-        missing = num_chunks * stretch - row_length
-        x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
-        x = jnp.moveaxis(x.reshape(num_rows, num_chunks, stretch, *x.shape[2:]), 1, 0)
-        return x.reshape(num_chunks, num_rows * stretch, *x.shape[3:])
-
-    before_BTD = jnp.take_along_axis(hidden_BTD, predecessor_BT[..., None], axis=1)
-    head_VD = _head(params, arch)
-    per_chunk = jax.lax.map(
-        lambda chunk: _law(*chunk, head_VD, temperature),
-        (chunked(before_BTD), chunked(token_BT)),
+    # Of the targets in their order; behind them an index that no token has.
+    (index_X,) = jnp.nonzero(
+        jnp.ravel(is_target_BT), size=num_chunks * chunk, fill_value=num_tokens
+    )
+    first_of_row_B1 = row_length * jnp.arange(num_rows)[:, None]
+    predecessor_X = jnp.ravel(first_of_row_B1 + predecessor_BT).at[index_X].get(mode="clip")
+    before_XD = hidden_BTD.reshape(num_tokens, -1)[predecessor_X]
+    logprob_CX, entropy_CX = _laws(
+        before_XD.reshape(num_chunks, chunk, -1),
+        jnp.ravel(token_BT).at[index_X].get(mode="clip").reshape(num_chunks, chunk),
+        _head(params, arch),
+        temperature,
+        -(-num_targets // chunk),
     )
 
-    def restored(x: Array) -> Array:
-        x = x.reshape(num_chunks, num_rows, stretch)
-        return jnp.moveaxis(x, 0, 1).reshape(num_rows, -1)[:, :row_length]
+    def restored(x_CX: Array) -> Array:
+        nothing = jnp.zeros(num_tokens, x_CX.dtype)
+        return nothing.at[index_X].set(x_CX.ravel(), mode="drop").reshape(num_rows, row_length)
 
-    logprob_BT, entropy_BT = (restored(x) for x in per_chunk)
-    return logprob_BT, entropy_BT
+    return restored(logprob_CX), restored(entropy_CX)
 
 
 def _head(params: Params, arch: Architecture) -> Float[Array, "V D"]:
@@ -105,42 +111,91 @@ def _scores(hidden: Array, head_VD: Array) -> Array:
 
 
 @jax.custom_vjp
-def _law(
-    hidden_XD: Array, token_X: Array, head_VD: Array, temperature: Array | float
+def _laws(
+    before_CXD: Array,
+    token_CX: Array,
+    head_VD: Array,
+    temperature: Array | float,
+    num_used: Array,
 ) -> tuple[Array, Array]:
-    """Log-prob and entropy of one chunk. The backward pass is written out to compute the logits
-    again instead of keeping them, and to do both of its products in the compute dtype.
+    """Log-probs and entropies of the first `num_used` chunks of X tokens; 0 in the others.
+
+    The backward pass is written out: it computes the logits of a chunk again instead of keeping
+    them, does its products in the compute dtype, and adds each chunk to one gradient of the head.
     """
-    return _law_forward(hidden_XD, token_X, head_VD, temperature)[0]
+    return _laws_forward(before_CXD, token_CX, head_VD, temperature, num_used)[0]
 
 
-def _law_forward(
-    hidden_XD: Array, token_X: Array, head_VD: Array, temperature: Array | float
+def _laws_forward(
+    before_CXD: Array,
+    token_CX: Array,
+    head_VD: Array,
+    temperature: Array | float,
+    num_used: Array,
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    logits_XV = tempered(_scores(hidden_XD, head_VD), temperature)
-    normaliser_X = jax.nn.logsumexp(logits_XV, axis=-1)
-    chosen_X = jnp.take_along_axis(logits_XV, token_X[..., None], axis=-1)[..., 0]
-    prob_XV = jnp.exp(logits_XV - normaliser_X[..., None])
-    entropy_X = normaliser_X - jnp.sum(prob_XV * logits_XV, axis=-1)
-    inputs = (hidden_XD, token_X, head_VD, temperature)
-    return (chosen_X - normaliser_X, entropy_X), (*inputs, normaliser_X, entropy_X)
+    cast_VD = head_VD.astype(before_CXD.dtype)
+
+    def law(c: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        logits_XV = tempered(_scores(before_CXD[c], cast_VD), temperature)
+        normaliser_X = jax.nn.logsumexp(logits_XV, axis=-1)
+        chosen_X = jnp.take_along_axis(logits_XV, token_CX[c][:, None], axis=-1)[:, 0]
+        prob_XV = jnp.exp(logits_XV - normaliser_X[:, None])
+        entropy_X = normaliser_X - jnp.sum(prob_XV * logits_XV, axis=-1)
+        found = (chosen_X - normaliser_X, entropy_X, normaliser_X)
+        logprob_CX, entropy_CX, normaliser_CX = (
+            all_CX.at[c].set(x_X) for all_CX, x_X in zip(so_far, found, strict=True)
+        )
+        return logprob_CX, entropy_CX, normaliser_CX
+
+    nothing_CX = jnp.zeros(token_CX.shape, jnp.float32)
+    logprob_CX, entropy_CX, normaliser_CX = _for_chunks(
+        token_CX.shape[0], num_used, law, (nothing_CX, nothing_CX, nothing_CX)
+    )
+    inputs = (before_CXD, token_CX, head_VD, temperature, num_used)
+    return (logprob_CX, entropy_CX), (*inputs, normaliser_CX, entropy_CX)
 
 
-def _law_backward(kept: tuple[Array, ...], cotangent: tuple[Array, Array]) -> tuple[Any, ...]:
+def _laws_backward(kept: tuple[Array, ...], cotangent: tuple[Array, Array]) -> tuple[Any, ...]:
     # d logprob / d logit[v] = [v is the token] - p[v]
     # d entropy / d logit[v] = -p[v] (log p[v] + entropy)
-    hidden_XD, token_X, head_VD, temperature, normaliser_X, entropy_X = kept
-    d_logprob_X1, d_entropy_X1 = (x[..., None] for x in cotangent)
-    logits_XV = tempered(_scores(hidden_XD, head_VD), temperature)
-    logprob_XV = logits_XV - normaliser_X[..., None]
-    prob_XV = jnp.exp(logprob_XV)
-    is_token_XV = jnp.arange(head_VD.shape[0]) == token_X[..., None]
-    d_logits_XV = d_logprob_X1 * (is_token_XV - prob_XV)
-    d_logits_XV -= d_entropy_X1 * prob_XV * (logprob_XV + entropy_X[..., None])
-    d_scores_XV = tempered(d_logits_XV, temperature).astype(hidden_XD.dtype)
-    d_hidden_XD = jnp.einsum("XV,VD->XD", d_scores_XV, head_VD.astype(hidden_XD.dtype))
-    d_head_VD = jnp.einsum("XV,XD->VD", d_scores_XV, hidden_XD, preferred_element_type=jnp.float32)
-    return d_hidden_XD, None, d_head_VD.astype(head_VD.dtype), None
+    before_CXD, token_CX, head_VD, temperature, num_used, normaliser_CX, entropy_CX = kept
+    d_logprob_CX, d_entropy_CX = cotangent
+    cast_VD = head_VD.astype(before_CXD.dtype)
+
+    def add(c: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_before_CXD, d_head_VD = so_far
+        logits_XV = tempered(_scores(before_CXD[c], cast_VD), temperature)
+        logprob_XV = logits_XV - normaliser_CX[c][:, None]
+        prob_XV = jnp.exp(logprob_XV)
+        is_token_XV = jnp.arange(head_VD.shape[0]) == token_CX[c][:, None]
+        d_logits_XV = d_logprob_CX[c][:, None] * (is_token_XV - prob_XV)
+        surprise_XV = logprob_XV + entropy_CX[c][:, None]
+        d_logits_XV -= d_entropy_CX[c][:, None] * prob_XV * surprise_XV
+        d_scores_XV = tempered(d_logits_XV, temperature).astype(before_CXD.dtype)
+        d_before_XD = jnp.einsum("XV,VD->XD", d_scores_XV, cast_VD)
+        d_head_VD += jnp.einsum(
+            "XV,XD->VD", d_scores_XV, before_CXD[c], preferred_element_type=jnp.float32
+        )
+        return d_before_CXD.at[c].set(d_before_XD), d_head_VD
+
+    nothing = (jnp.zeros_like(before_CXD), jnp.zeros(head_VD.shape, jnp.float32))
+    d_before_CXD, d_head_VD = _for_chunks(token_CX.shape[0], num_used, add, nothing)
+    return d_before_CXD, None, d_head_VD.astype(head_VD.dtype), None, None
 
 
-_law.defvjp(_law_forward, _law_backward)
+_laws.defvjp(_laws_forward, _laws_backward)
+
+_State = TypeVar("_State")
+
+
+def _for_chunks(
+    num_chunks: int, num_used: Array, body: Callable[[Array, _State], _State], state: _State
+) -> _State:
+    """`state = body(chunk, state)` for each chunk in use. The number of all stands in the condition
+    for those who ask a program how long its loops can be."""
+    _, state = jax.lax.while_loop(
+        lambda counted: (counted[0] < num_chunks) & (counted[0] < num_used),
+        lambda counted: (counted[0] + 1, body(*counted)),
+        (jnp.int32(0), state),
+    )
+    return state

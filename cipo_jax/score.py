@@ -28,9 +28,9 @@ Scorer = Callable[[Params, Batch], Float32[Array, "B T"]]
 def make_scorer(cfg: Config, arch: Architecture, mesh: Mesh) -> Scorer:
     """The jitted `score(params, batch) -> logprob_BT`.
 
-    The log-prob of each token in the rows in use, nats, at the sampling temperature; without a
-    meaning where nothing predicts the token, and 0 in rows that are not in use. Microbatches are
-    taken while rows are in use, as in the train step, so one program serves any fill of the batch.
+    The log-prob of each target in the rows in use, nats, at the sampling temperature; 0 elsewhere.
+    Microbatches are taken while rows are in use, as in the train step, so one program serves any
+    fill of the batch.
     """
 
     def score(params: Params, batch: Batch) -> Array:

@@ -257,7 +257,7 @@ def _accumulate(
 def row_logprobs(
     params: Params, rows: Batch, *, cfg: Config, arch: Architecture
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
-    """Log-prob and entropy of each token of a microbatch, under the mesh of the context."""
+    """Log-prob and entropy of each target of a microbatch, under the mesh of the context."""
     hidden_BTD = hidden_states(
         params,
         rows.token_BT,
@@ -280,17 +280,18 @@ def row_logprobs(
             temperature=cfg.sampling.temperature,
             chunk=cfg.train.logprob_chunk,
             arch=arch,
+            row_axes=ROW_AXES,
         )
 
     split = PartitionSpec(ACTIVATION_RULES["B"])
     split_head = PartitionSpec(*(PARAM_RULES["D"] if i == axis else None for i in range(2)))
     return jax.shard_map(
         score,
-        in_specs=(split_head, split, split, split),
+        in_specs=(split_head, split, split, split, split),
         out_specs=(split, split),
         axis_names=set(ROW_AXES),
         check_vma=False,
-    )(getattr(params, name), hidden_BTD, rows.token_BT, rows.predecessor_BT)
+    )(getattr(params, name), hidden_BTD, rows.token_BT, rows.predecessor_BT, rows.is_target_BT)
 
 
 def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:

@@ -254,8 +254,9 @@ def score(weights, token_BT, *, dtype="float32"):
     )  # fmt: skip
     before_BT = jnp.maximum(position_BT - 1, 0)
     return token_logprobs(
-        weights, hidden_BTD, token_BT, before_BT, temperature=0.7, chunk=64, arch=ARCH
-    )[0]
+        weights, hidden_BTD, token_BT, before_BT, ones_BT > 0,
+        temperature=0.7, chunk=64, arch=ARCH,
+    )[0]  # fmt: skip
 
 
 def test_a_new_adapter_changes_nothing(params):

@@ -10,6 +10,7 @@ import pytest
 from batches import random_batch
 from weights import drawn
 
+from cipo_jax import logprobs
 from cipo_jax.logprobs import logits, token_logprobs
 from cipo_jax.model.presets import PRESETS
 
@@ -30,6 +31,7 @@ def chunked(params, hidden, batch, *, arch=ARCH, temperature=0.7, chunk=12):
         hidden,
         batch.token_BT,
         batch.predecessor_BT,
+        batch.is_target_BT,
         temperature=temperature,
         chunk=chunk,
         arch=arch,
@@ -43,11 +45,12 @@ def whole(params, hidden, batch, *, temperature=0.7):
     before = hidden[np.arange(ROWS)[:, None], batch.predecessor_BT]
     law = jax.nn.log_softmax(before @ head_DV / temperature)
     entropy = -jnp.sum(jnp.exp(law) * law, axis=-1)
-    return jnp.take_along_axis(law, batch.token_BT[..., None], axis=-1)[..., 0], entropy
+    logprob = jnp.take_along_axis(law, batch.token_BT[..., None], axis=-1)[..., 0]
+    return tuple(jnp.where(batch.is_target_BT, x, 0.0) for x in (logprob, entropy))
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3"])  # a head of its own, and tied
-@pytest.mark.parametrize("chunk", [1, 12, 27, 10_000])  # 27: stretches of 9, the last one short
+@pytest.mark.parametrize("chunk", [1, 12, 27, 10_000])  # 27: the last one is short
 def test_chunked_equals_whole(name, chunk):
     arch = PRESETS[name]
     params, hidden, batch = inputs(arch)
@@ -85,6 +88,33 @@ def test_gradients_equal_those_of_the_whole(name):
     # Control: without the entropy the gradients are far away.
     for a, b in zip(gradients(chunked, arch=arch, scale=0.0), expected, strict=True):
         assert np.abs(a - b).max() > 0.1
+
+
+@pytest.mark.parametrize("num_targets", [0, 1, 12, 13, ROWS * TOKENS])
+def test_what_is_no_target_is_not_computed(num_targets, monkeypatch):
+    """Chunks of twelve targets, wherever in the rows they stand."""
+    params, hidden, batch = inputs()
+    is_target = np.zeros(ROWS * TOKENS, bool)
+    is_target[np.random.default_rng(0).permutation(ROWS * TOKENS)[:num_targets]] = True
+    batch = batch.replace(is_target_BT=is_target.reshape(ROWS, TOKENS))
+    computed, scores = [], logprobs._scores
+
+    def counting(*args):
+        jax.debug.callback(lambda: computed.append(1))
+        return scores(*args)
+
+    monkeypatch.setattr(logprobs, "_scores", counting)
+
+    def loss(hidden):
+        # A program of its own, in which the count is traced.
+        return sum(x.sum() for x in chunked.__wrapped__(params, hidden, batch))
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(hidden)
+    jax.effects_barrier()
+    assert len(computed) == 2 * -(-num_targets // 12)  # forward, and once more backward
+    expected = sum(x.sum() for x in whole(params, hidden, batch))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    assert bool(np.any(gradient)) == bool(num_targets)
 
 
 def sizes(program) -> set[int]:
@@ -126,9 +156,11 @@ def test_peak_memory_follows_the_chunk_and_not_the_tokens():
 
     def temporary_bytes(chunk):
         def loss(params, hidden, token, predecessor):
+            everywhere = jnp.ones(token.shape, bool)
             return token_logprobs(
-                params, hidden, token, predecessor, temperature=1.0, chunk=chunk, arch=ARCH
-            )[0].sum()
+                params, hidden, token, predecessor, everywhere,
+                temperature=1.0, chunk=chunk, arch=ARCH,
+            )[0].sum()  # fmt: skip
 
         program = jax.jit(jax.grad(loss, (0, 1))).lower(params, hidden, shape, shape).compile()
         return program.memory_analysis().temp_size_in_bytes

@@ -483,6 +483,7 @@ def value_and_grad(params, batch):
             hidden,
             batch.token_BT,
             batch.predecessor_BT,
+            batch.is_target_BT,
             temperature=1.0,
             chunk=4096,
             arch=ARCH,

@@ -59,8 +59,9 @@ def score(
         compute_dtype=compute_dtype,
         remat="none",
     )
+    everywhere = jnp.ones(token.shape, bool)
     return token_logprobs(
-        params, hidden, token, predecessor, temperature=temperature, chunk=24, arch=arch
+        params, hidden, token, predecessor, everywhere, temperature=temperature, chunk=24, arch=arch
     )[0]
 
 

@@ -132,8 +132,9 @@ def _updates(
     num_pairs = most_pairs(cfg.train.row_tokens)
 
     def trips(bounds: Sequence[int | None]) -> Sequence[int]:
-        """The loop over microbatches, and in it those of attention over pairs of blocks."""
-        return [num_microbatches, *[num_pairs] * (len(bounds) - 1)]
+        """The loop over microbatches, and in it those over chunks of logits, which state their
+        length, and those of attention over pairs of blocks."""
+        return [num_microbatches, *(bound or num_pairs for bound in bounds[1:])]
 
     program = partial(Program, phase="train", trips=trips)
     score = partial(program, function=_scorer(cfg, arch, mesh), host_args=(1,))

@@ -84,8 +84,9 @@ def parity(weights: Params, arch: Architecture, dtype: str) -> tuple[float, floa
         )  # fmt: skip
         before_BT = jnp.maximum(position_BT - 1, 0)
         return token_logprobs(
-            weights, hidden_BTD, token_BT, before_BT, temperature=1.0, chunk=256, arch=arch
-        )[0]
+            weights, hidden_BTD, token_BT, before_BT, ones_BT > 0,
+            temperature=1.0, chunk=256, arch=arch,
+        )[0]  # fmt: skip
 
     gap_BC = np.abs(
         np.asarray(score(weights))[:, PROMPT:]

@@ -53,8 +53,9 @@ def our_logprobs(params, arch, token_T: np.ndarray):
         )  # fmt: skip
         before_BT = jnp.maximum(index_BT - 1, 0)
         return token_logprobs(
-            params, hidden_BTD, token_BT, before_BT, temperature=1.0, chunk=128, arch=arch
-        )[0]
+            params, hidden_BTD, token_BT, before_BT, ones_BT > 0,
+            temperature=1.0, chunk=128, arch=arch,
+        )[0]  # fmt: skip
 
     return np.asarray(score(params, token_T[None]))[0, 1:]
 

@@ -14,14 +14,24 @@ cd "$here" || exit 1
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} JAX_PLATFORMS=cpu
 export PYTHONPATH=$here/../../..
 cipo=${CIPO_PYTHON:-$PYTHONPATH/.venv/bin/python} tunix=$TUNIX_PYTHON trl=$TRL_PYTHON
+
+run() { # trainer, interpreter, workload
+  # Trainers also print what they please; the line that counts is their last.
+  if "$2" "run_$1.py" "$3" --out "$out/results.jsonl" >"$out/said.log" 2>>"$out/errors.log"; then
+    tail -n 1 "$out/said.log"
+  else
+    echo "$1 $3 failed, see $out/errors.log"
+  fi
+}
+
 for _ in $(seq "${1:-2}"); do
   for work in ${WORKS:-W1 W2 W3}; do
     for python in "$cipo" "$trl"; do
       "$python" floor.py --out "$out/floor.jsonl"
     done
-    "$cipo" run_cipo.py "$work" --out "$out/results.jsonl" 2>>"$out/errors.log" || echo "cipo_jax $work failed, see $out/errors.log"
-    "$tunix" run_tunix.py "$work" --out "$out/results.jsonl" 2>>"$out/errors.log" || echo "tunix $work failed, see $out/errors.log"
-    "$trl" run_trl.py "$work" --out "$out/results.jsonl" 2>>"$out/errors.log" || echo "trl $work failed, see $out/errors.log"
+    run cipo "$cipo" "$work"
+    run tunix "$tunix" "$work"
+    run trl "$trl" "$work"
   done
 done
 "$cipo" report.py "$out/results.jsonl" "$out/floor.jsonl" | tee "$out/table.md"

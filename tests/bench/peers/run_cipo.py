@@ -25,9 +25,9 @@ from cipo_jax.sampler import sample
 from cipo_jax.sharding import make_mesh
 from cipo_jax.train_step import init_state, make_train_step
 
-ROW_TOKENS = {"W1": 576, "W2": 320, "W3": 1280}
-"""Packed rows: a prompt and its samples in W1 and W2; in W3, where lengths vary, four times the
-longest sequence."""
+ROWS = {"W1": (2, 576), "W2": (2, 320), "W3": (1, 1280)}
+"""Rows of a microbatch and their length: a row holds a prompt and its samples in W1 and W2; in W3,
+where lengths vary, four times the longest sequence."""
 
 
 def architecture(model: workload.Model) -> Architecture:
@@ -57,8 +57,8 @@ def make_config(work: workload.Work, args: argparse.Namespace) -> config.Config:
         train=config.Train(
             steps=work.warm_steps + work.steps,
             prompts_per_step=work.prompts,
-            row_tokens=args.row_tokens or ROW_TOKENS[args.work],
-            rows_per_microbatch=args.rows,
+            row_tokens=args.row_tokens or ROWS[args.work][1],
+            rows_per_microbatch=args.rows or ROWS[args.work][0],
             logprob_chunk=args.chunk,
             remat=args.remat,
             compute_dtype="float32",
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("work", choices=workload.WORKS)
     parser.add_argument("--out", default="results.jsonl")
     parser.add_argument("--row-tokens", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=0)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--remat", default="none")
     args = parser.parse_args()
@@ -165,6 +165,7 @@ def main() -> None:
         "python": sys.version.split()[0],
         "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
         "rows": rows,
+        "rows_per_microbatch": cfg.train.rows_per_microbatch,
         "row_tokens": cfg.train.row_tokens,
         "tokens": tokens,
         "programs": step._cache_size(),
