@@ -109,7 +109,7 @@ def main() -> None:
     # How many values it returns has changed between versions: ask it once, on one short prompt.
     kept, trainer.generation_config.max_new_tokens = trainer.generation_config.max_new_tokens, 1
     trainer.generation_config.min_new_tokens = 1
-    width = len(generate([[3]], None, None, 1)) if work.spread else 0
+    width = len(generate([[3]], None, {}, 1)) if work.spread else 0
     trainer.generation_config.max_new_tokens = kept
     trainer.generation_config.min_new_tokens = work.max_new_tokens
 

@@ -24,6 +24,11 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rollout import base_rollout
 
+MICROBATCHES = {
+    "W3": {"mini_batch_size": 4, "train_micro_batch_size": 1, "rollout_micro_batch_size": 4}
+}
+"""In prompts. W3 at once takes more than 24 GB: the gradients of each prompt are added up."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -57,7 +62,10 @@ def main() -> None:
             role_to_mesh=dict.fromkeys(roles, mesh),
             rollout_engine="vanilla",
             training_config=rl_cluster.RLTrainingConfig(
-                actor_optimizer=optimizer, eval_every_n_steps=10**9, max_steps=num_steps
+                actor_optimizer=optimizer,
+                eval_every_n_steps=10**9,
+                max_steps=num_steps,
+                **MICROBATCHES.get(args.work, {}),
             ),
             rollout_config=base_rollout.RolloutConfig(
                 max_tokens_to_generate=work.max_new_tokens,
