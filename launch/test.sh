@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Sets up like the quickstart, with the test tools, and runs the tests.
 # Extra arguments go to pytest:   bash launch/test.sh tests/test_losses.py
+#
+#   CIPO_TEST_PROCESSES   how many test files run at a time (default: 2)
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 CIPO_EXTRAS=${CIPO_EXTRAS:-test} cipo_environment
-exec python -m pytest "$@"
+exec python -m pytest -n "${CIPO_TEST_PROCESSES:-2}" --dist loadfile "$@"

@@ -97,7 +97,7 @@ class Train:
     """Leave sequences with zero advantage out of the batch when nothing else (a KL penalty) would
     train on them. Exact: they stay in the denominators."""
     logprob_chunk: int = 1024
-    """Tokens whose logits exist at one time on a device."""
+    """Sampled tokens whose logits exist at one time on a device."""
     remat: Literal["none", "products", "attention", "block"] = "block"
     """What the backward pass recomputes: nothing; all but products with weights; all but the output
     of attention; all of a layer. From the fastest to the smallest; docs/memory.md has figures."""
