@@ -15,7 +15,7 @@ from cipo_jax.plan.programs import FROZEN, OPTIMIZER, TRAINED
 from cipo_jax.plan.record import Plan
 from cipo_jax.report.panel import BLUE, GREEN, GREY, INK, ORANGE, STYLE
 
-_SKY, _YELLOW, _PURPLE = "#56B4E9", "#F0E442", "#CC79A7"
+_SKY, _YELLOW, _PURPLE, _BROWN = "#56B4E9", "#F0E442", "#CC79A7", "#8C6D31"
 _COLOURS = {
     TRAINED: BLUE,
     OPTIMIZER: _SKY,
@@ -23,6 +23,7 @@ _COLOURS = {
     "stacked prompt cache": _PURPLE,
     "prompt cache": _PURPLE,
     "unstacked layers": _YELLOW,
+    "embedding and head": _BROWN,
 }
 _PHASES = {
     "sample": "sampling",
@@ -59,7 +60,7 @@ def _bars(axes: Axes, plan: Plan) -> None:
     for x, planned in enumerate(plan.programs):
         bottom = 0.0
         for name, size in planned.moment.kept.items():
-            axes.bar(x, size / GIB, bottom=bottom, width=0.72, color=_COLOURS.get(name, GREY))
+            axes.bar(x, size / GIB, bottom=bottom, width=0.72, color=_COLOURS[name])
             bottom += size / GIB
         own = planned.moment.growth / GIB
         is_over = planned.moment.is_refused or planned.moment.total > plan.hbm_bytes
@@ -115,6 +116,6 @@ def _limit(axes: Axes, plan: Plan) -> None:
 
 def _legend(plan: Plan) -> list[Patch]:
     names = dict.fromkeys(name for p in plan.programs for name in p.moment.kept)
-    shown = {name.removeprefix("stacked "): _COLOURS.get(name, GREY) for name in names}
+    shown = {name.removeprefix("stacked "): _COLOURS[name] for name in names}
     handles = [Patch(color=colour, label=name) for name, colour in shown.items()]
     return [*handles, Patch(color=GREY, label="the program's own: temporaries and results")]
