@@ -273,7 +273,10 @@ def row_logprobs(
     name, axis = ("embed", 1) if arch.is_tied else ("head", 0)
 
     def score(piece: Array, *arrays: Array) -> tuple[Array, Array]:
-        whole = jax.lax.all_gather(piece, PARAM_RULES["D"], axis=axis, tiled=True)
+        whole = piece
+        # Of one piece, XLA's CPU backend would make copies to and fro.
+        if jax.lax.axis_size(PARAM_RULES["D"]) > 1:
+            whole = jax.lax.all_gather(piece, PARAM_RULES["D"], axis=axis, tiled=True)
         return token_logprobs(
             dataclasses.replace(params, **{name: whole}),
             *arrays,
