@@ -27,7 +27,7 @@ SMALL = (
     "--evaluation.samples-per-problem", "4", "--evaluation.corrections-per-attempt", "4",
     "--evaluation.max-new-tokens", "8",
 )  # fmt: skip
-PEER_TIMEOUT_S = 10
+PEER_TIMEOUT_S = 30
 
 
 _started: list[subprocess.Popen] = []
@@ -159,7 +159,8 @@ def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, ca
     assert "step 1/" in outputs[0]
     assert "step 1/" not in outputs[1]  # one of them speaks
 
-    four = start_all(run_dir, cache, 4, "--mesh.tensor", "2", *endless)
+    split = ("--mesh.tensor", "2")
+    four = start_all(run_dir, cache, 4, *split, "--allow-changes", *endless)
     wait_for_steps(run_dir, stopped + 2, *four)
     four[2].send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -174,7 +175,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, ca
     assert done > stopped
 
     steps = ("--train.steps", str(done + 1))
-    finish(start(run_dir, cache, *steps, devices=2))
+    finish(start(run_dir, cache, *steps, *split, devices=2))
     assert [line["step"] for line in figures(run_dir)] == list(range(1, done + 2))
     assert_same_run(run_dir, alone)
     evaluations = [json.loads((r / "evaluations.json").read_text()) for r in (run_dir, alone)]
