@@ -268,14 +268,13 @@ def row_logprobs(
         compute_dtype=jnp.dtype(cfg.train.compute_dtype),
         remat=cfg.train.remat,
     )
-    # Every device scores its own rows against the whole head: gathered once, and its gradient
-    # scattered once, as sums over the devices. Left to itself, XLA sums it after every chunk.
     name, axis = ("embed", 1) if arch.is_tied else ("head", 0)
+    axes = [a for a in ROW_AXES if jax.sharding.get_abstract_mesh().shape[a] > 1]
 
     def score(piece: Array, *arrays: Array) -> tuple[Array, Array]:
         whole = piece
         # Of one piece, XLA's CPU backend would make copies to and fro.
-        if jax.lax.axis_size(PARAM_RULES["D"]) > 1:
+        if PARAM_RULES["D"] in axes:
             whole = jax.lax.all_gather(piece, PARAM_RULES["D"], axis=axis, tiled=True)
         return token_logprobs(
             dataclasses.replace(params, **{name: whole}),
@@ -283,9 +282,14 @@ def row_logprobs(
             temperature=cfg.sampling.temperature,
             chunk=cfg.train.logprob_chunk,
             arch=arch,
-            row_axes=ROW_AXES,
+            row_axes=tuple(axes),
         )
 
+    arrays = (hidden_BTD, rows.token_BT, rows.predecessor_BT, rows.is_target_BT)
+    if not axes:  # XLA refuses sums over them where tensor takes all devices
+        return score(getattr(params, name), *arrays)
+    # Every device scores its own rows against the whole head: gathered once, and its gradient
+    # scattered once, as sums over the devices. Left to itself, XLA sums it after every chunk.
     split = PartitionSpec(ACTIVATION_RULES["B"])
     split_head = PartitionSpec(*(PARAM_RULES["D"] if i == axis else None for i in range(2)))
     return jax.shard_map(
@@ -294,7 +298,7 @@ def row_logprobs(
         out_specs=(split, split),
         axis_names=set(ROW_AXES),
         check_vma=False,
-    )(getattr(params, name), hidden_BTD, rows.token_BT, rows.predecessor_BT, rows.is_target_BT)
+    )(getattr(params, name), *arrays)
 
 
 def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:

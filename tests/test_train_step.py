@@ -245,6 +245,7 @@ def test_garbage_in_padding_is_nothing(update, batch):
 MESHES = {
     "data": config.Mesh(data=8, fsdp=1, tensor=1),
     "fsdp": config.Mesh(data=1, fsdp=8, tensor=1),
+    "tensor": config.Mesh(data=1, fsdp=1, tensor=2),
     "data tensor": config.Mesh(data=4, fsdp=1, tensor=2),
     "fsdp tensor": config.Mesh(data=1, fsdp=2, tensor=2),
     "all": config.Mesh(data=2, fsdp=2, tensor=2),
