@@ -23,7 +23,7 @@ SMALL = (
     "--prompts.max-correction-prompt-tokens", "208", "--sampling.samples-per-prompt", "4",
     "--sampling.max-new-tokens", "8", "--train.prompts-per-step", "4", "--train.row-tokens", "256",
     "--train.rows-per-microbatch", "4", "--train.remat", "none", "--log.tensorboard", "false",
-    "--checkpoint.every", "1", "--evaluation.problems", "4",
+    "--evaluation.problems", "4",
     "--evaluation.samples-per-problem", "4", "--evaluation.corrections-per-attempt", "4",
     "--evaluation.max-new-tokens", "8",
 )  # fmt: skip
@@ -149,7 +149,8 @@ def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, ca
     killed; then one process with two devices; against a run on one device that nothing happened to.
     """
     run_dir = tmp_path / "several"
-    endless = ("--train.steps", "1000")
+    saving = ("--checkpoint.every", "1")
+    endless = (*saving, "--train.steps", "1000")
     first, second = start_all(run_dir, cache, 2, *endless)
     wait_for_steps(run_dir, 1, first, second)
     second.send_signal(signal.SIGTERM)
@@ -175,7 +176,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, ca
     assert done > stopped
 
     steps = ("--train.steps", str(done + 1))
-    finish(start(run_dir, cache, *steps, *split, devices=2))
+    finish(start(run_dir, cache, *saving, *steps, *split, devices=2))
     assert [line["step"] for line in figures(run_dir)] == list(range(1, done + 2))
     assert_same_run(run_dir, alone)
     evaluations = [json.loads((r / "evaluations.json").read_text()) for r in (run_dir, alone)]
