@@ -579,6 +579,8 @@ def test_what_was_compiled_once_is_not_compiled_again(made, answers):
 def test_a_plan_that_is_killed_leaves_nothing(how, tmp_path):
     """The compiler's process ends with it, in the middle of a program that takes far longer."""
     config = ROOT / "configs" / "qwen3_4b_math.yaml"
+    # What a shell started in the background ignores Ctrl-C, and so would the process below.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     running = subprocess.Popen(
         [
             sys.executable, "-m", "cipo_jax.cli", "plan", str(config), "--topology", "v5litepod-4",
@@ -587,6 +589,7 @@ def test_a_plan_that_is_killed_leaves_nothing(how, tmp_path):
         env={**os.environ, "TMPDIR": str(tmp_path)},
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    signal.signal(signal.SIGINT, before)
     with running:
         assert running.stderr is not None
         assert any("compiling" in line for line in running.stderr)
