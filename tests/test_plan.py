@@ -508,8 +508,35 @@ PLANS = sorted((ROOT / "docs" / "plans").glob("*.json"))
 def kept_settings():
     """Config and overrides of each plan, as the script that makes them says."""
     lines = (ROOT / "docs" / "plans" / "make.sh").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.split("|")] for line in lines if line.count(" | ") == 3]
-    return {name: (config, settings.split()) for name, config, _, settings in cells}
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    rows = [row for row in cells if len(row) == 4 and row[0].endswith(row[2])]
+    return {name: (config, settings.split()) for name, config, _, settings in rows}
+
+
+def test_each_shipped_setting_fits_the_slice_that_it_is_written_for():
+    """Eight devices, as the configs say of themselves: v5p-16 with nothing set beside them."""
+    for config in ("qwen3_4b_math", "qwen3_4b_math_lora"):
+        (path,) = (path for path in PLANS if path.stem == f"{config}.v5p-16")
+        found = json.loads(path.read_text())
+        assert found["fits"]
+        assert found["peak_bytes"] == max(p["total_bytes"] for p in found["programs"])
+        assert found["peak_bytes"] < found["hbm_bytes"]
+        assert kept_settings()[path.stem] == (config, [])
+
+
+def test_over_fsdp_alone_no_layer_of_the_large_model_sums_a_gradient_whole():
+    """In the kept plan of eight chips: matrices are scattered in pieces. The head's gradient alone
+    is summed whole, once a microbatch, which docs/scaling.md explains."""
+    plan_ = json.loads((ROOT / "docs" / "plans" / "qwen3_4b_math.v5p-16.json").read_text())
+    assert plan_["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
+    (step,) = (p for p in plan_["programs"] if p["name"] == "train step")
+    summed = [c for c in step["collectives"] if c["kind"] == "all-reduce"]
+    head = 4 * 151_936 * 2560
+    assert [c["result_bytes"] for c in summed if c["result_bytes"] > 10**5] == [head]
+    pieces = [c for c in step["collectives"] if c["kind"] == "reduce-scatter in pieces"]
+    layer = 2 * 2560 * (2 * 4096 + 2 * 1024 + 3 * 9728)
+    microbatches = max(c["runs"] for c in summed if c["result_bytes"] == head)
+    assert sum(c["sent_bytes"] for c in pieces) >= 7 / 8 * layer * 36 * microbatches
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
