@@ -515,7 +515,7 @@ def kept_settings():
 
 def test_each_shipped_setting_fits_the_slice_that_it_is_written_for():
     """Eight devices, as the configs say of themselves: v5p-16 with nothing set beside them."""
-    for config in ("qwen3_4b_math", "qwen3_4b_math_lora"):
+    for config in ("qwen3_4b_math", "qwen3_4b_math_lora", "seed_coder_8b_code"):
         (path,) = (path for path in PLANS if path.stem == f"{config}.v5p-16")
         found = json.loads(path.read_text())
         assert found["fits"]
