@@ -169,19 +169,30 @@ def ends(params: Params, dtype: DTypeLike) -> Params:
     Decoding takes this and unstacked layers, so it is the same program for a model that is trained,
     in float32, and for one that lies frozen in bfloat16 under an adapter.
     """
+    to_cast, with_cast = take_ends(params, dtype)
+    return with_cast(cast(to_cast, dtype=jnp.dtype(dtype)) if to_cast else [])
+
+
+def take_ends(
+    params: Params, dtype: DTypeLike
+) -> tuple[list[Array], Callable[[list[Array]], Params]]:
+    """The arrays of `ends` that need another type, and what makes the ends of them once they have
+    it. The others stay as they are: a compiled program would copy them."""
     bare = replace(params, blocks=None)  # type: ignore[arg-type]
     arrays, structure = jax.tree.flatten(bare)
-    # Called for those alone that change: a compiled program would copy the others.
-    others = [i for i, x in enumerate(arrays) if x.dtype != _decoding_dtype(x, dtype)]
-    if others:
-        cast = _cast([arrays[i] for i in others], dtype=jnp.dtype(dtype))
-        for i, x in zip(others, cast, strict=True):
+    places = [i for i, x in enumerate(arrays) if x.dtype != _decoding_dtype(x, dtype)]
+
+    def with_cast(cast: list[Array]) -> Params:
+        for i, x in zip(places, cast, strict=True):
             arrays[i] = x
-    return structure.unflatten(arrays)
+        return structure.unflatten(arrays)
+
+    return [arrays[i] for i in places], with_cast
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _cast(arrays: list[Array], *, dtype: np.dtype) -> list[Array]:
+def cast(arrays: list[Array], *, dtype: np.dtype) -> list[Array]:
+    """Each array in the type that decoding reads it in."""
     return [x.astype(_decoding_dtype(x, dtype)) for x in arrays]
 
 

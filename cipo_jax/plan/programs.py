@@ -204,26 +204,23 @@ def _sampler_call(
     )
     if layer is None or cache is None:
         return
-    bare, structure = jax.tree.flatten(replace(weights, blocks=None))  # type: ignore[arg-type]
-    wanted = jax.tree.leaves(jax.eval_shape(partial(transformer.ends, dtype=dtype), weights))
-    changed = [i for i, x in enumerate(bare) if x.dtype != wanted[i].dtype]
-    if changed:
+    to_cast, with_cast = transformer.take_ends(weights, dtype)
+    cast = []
+    if to_cast:
         cast = yield program(
             name=f"{prefix}embedding and head",
-            function=transformer._cast,
-            args=([bare[i] for i in changed],),
+            function=transformer.cast,
+            args=(to_cast,),
             static={"dtype": dtype},
             makes=ends,
         )
         if cast is None:
             return
-        for i, x in zip(changed, cast, strict=True):
-            bare[i] = x
     yield program(
         name=f"{prefix}decode",
         function=complete,
         args=(
-            structure.unflatten(bare),
+            with_cast(cast),
             (layer,) * arch.num_layers,
             prompts,
             (cache,) * arch.num_layers,
