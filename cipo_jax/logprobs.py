@@ -7,6 +7,7 @@ that is trained are the same code. Which tokens count is the caller's business.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int32
 
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
+from cipo_jax.sharding import MeshAxis
 
 
 def logits(
@@ -43,6 +45,7 @@ def token_logprobs(
     chunk: int,
     arch: Architecture,
     row_axes: tuple[str, ...] = (),
+    vocab_axis: MeshAxis | None = None,
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
     """Log-prob of each target, and entropy of the law that it was drawn from, both in nats.
 
@@ -61,6 +64,8 @@ def token_logprobs(
       chunk: targets whose logits exist at one time, at least 1.
       row_axes: inside of a `shard_map`, the mesh axes that the rows are split over. All devices
         then take the same number of chunks, as they may have to meet in each.
+      vocab_axis: inside of a `shard_map`, the mesh axis that the vocabulary is split over: the head
+        of `params` is this device's piece. Devices exchange a few numbers per target in each chunk.
     """
     if chunk < 1:
         raise ValueError(
@@ -88,6 +93,7 @@ def token_logprobs(
         _head(params, arch),
         temperature,
         -(-num_targets // chunk),
+        vocab_axis,
     )
 
     def restored(x_CX: Array) -> Array:
@@ -110,20 +116,21 @@ def _scores(hidden: Array, head_VD: Array) -> Array:
         return jnp.einsum("...D,VD->...V", hidden, head_VD, preferred_element_type=jnp.float32)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _laws(
     before_CXD: Array,
     token_CX: Array,
     head_VD: Array,
     temperature: Array | float,
     num_used: Array,
+    vocab_axis: MeshAxis | None,
 ) -> tuple[Array, Array]:
     """Log-probs and entropies of the first `num_used` chunks of X tokens; 0 in the others.
 
     The backward pass is written out: it computes the logits of a chunk again instead of keeping
     them, does its products in the compute dtype, and adds each chunk to one gradient of the head.
     """
-    return _laws_forward(before_CXD, token_CX, head_VD, temperature, num_used)[0]
+    return _laws_forward(before_CXD, token_CX, head_VD, temperature, num_used, vocab_axis)[0]
 
 
 def _laws_forward(
@@ -132,15 +139,23 @@ def _laws_forward(
     head_VD: Array,
     temperature: Array | float,
     num_used: Array,
+    vocab_axis: MeshAxis | None,
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     cast_VD = head_VD.astype(before_CXD.dtype)
 
     def law(c: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         logits_XV = tempered(_scores(before_CXD[c], cast_VD), temperature)
         normaliser_X = jax.nn.logsumexp(logits_XV, axis=-1)
-        chosen_X = jnp.take_along_axis(logits_XV, token_CX[c][:, None], axis=-1)[:, 0]
+        if vocab_axis is not None:  # of the pieces' normalisers
+            normaliser_X = jax.nn.logsumexp(jax.lax.all_gather(normaliser_X, vocab_axis), axis=0)
+        # No token of this piece has the index: 0 is added.
+        index_X1 = _index_in_piece(token_CX[c], cast_VD, vocab_axis)[:, None]
+        chosen_X1 = jnp.take_along_axis(logits_XV, index_X1, axis=-1, mode="fill", fill_value=0)
         prob_XV = jnp.exp(logits_XV - normaliser_X[:, None])
-        entropy_X = normaliser_X - jnp.sum(prob_XV * logits_XV, axis=-1)
+        chosen_X, mean_X = chosen_X1[:, 0], jnp.sum(prob_XV * logits_XV, axis=-1)
+        if vocab_axis is not None:
+            chosen_X, mean_X = jax.lax.psum((chosen_X, mean_X), vocab_axis)
+        entropy_X = normaliser_X - mean_X
         found = (chosen_X - normaliser_X, entropy_X, normaliser_X)
         logprob_CX, entropy_CX, normaliser_CX = (
             all_CX.at[c].set(x_X) for all_CX, x_X in zip(so_far, found, strict=True)
@@ -155,10 +170,18 @@ def _laws_forward(
     return (logprob_CX, entropy_CX), (*inputs, normaliser_CX, entropy_CX)
 
 
-def _laws_backward(kept: tuple[Array, ...], cotangent: tuple[Array, Array]) -> tuple[Any, ...]:
+def _laws_backward(
+    vocab_axis: MeshAxis | None,
+    kept: tuple[Array, ...],
+    cotangent: tuple[Array, Array],
+) -> tuple[Any, ...]:
     # d logprob / d logit[v] = [v is the token] - p[v]
     # d entropy / d logit[v] = -p[v] (log p[v] + entropy)
     before_CXD, token_CX, head_VD, temperature, num_used, normaliser_CX, entropy_CX = kept
+    if vocab_axis is not None:
+        # A `shard_map` deals out the cotangent of a result that all devices of an axis have in
+        # shares, and adds up their gradients of what all of them were given.
+        cotangent = jax.lax.psum(cotangent, vocab_axis)
     d_logprob_CX, d_entropy_CX = cotangent
     cast_VD = head_VD.astype(before_CXD.dtype)
 
@@ -167,7 +190,8 @@ def _laws_backward(kept: tuple[Array, ...], cotangent: tuple[Array, Array]) -> t
         logits_XV = tempered(_scores(before_CXD[c], cast_VD), temperature)
         logprob_XV = logits_XV - normaliser_CX[c][:, None]
         prob_XV = jnp.exp(logprob_XV)
-        is_token_XV = jnp.arange(head_VD.shape[0]) == token_CX[c][:, None]
+        index_X1 = _index_in_piece(token_CX[c], cast_VD, vocab_axis)[:, None]
+        is_token_XV = jnp.arange(cast_VD.shape[0]) == index_X1
         d_logits_XV = d_logprob_CX[c][:, None] * (is_token_XV - prob_XV)
         surprise_XV = logprob_XV + entropy_CX[c][:, None]
         d_logits_XV -= d_entropy_CX[c][:, None] * prob_XV * surprise_XV
@@ -181,6 +205,16 @@ def _laws_backward(kept: tuple[Array, ...], cotangent: tuple[Array, Array]) -> t
     nothing = (jnp.zeros_like(before_CXD), jnp.zeros(head_VD.shape, jnp.float32))
     d_before_CXD, d_head_VD = _for_chunks(token_CX.shape[0], num_used, add, nothing)
     return d_before_CXD, None, d_head_VD.astype(head_VD.dtype), None, None
+
+
+def _index_in_piece(token_X: Array, piece_VD: Array, vocab_axis: MeshAxis | None) -> Array:
+    """Where in this device's piece of the vocabulary a token is; outside of [0, V) if in none."""
+    if vocab_axis is None:
+        return token_X
+    size = piece_VD.shape[0]
+    index_X = token_X - size * jax.lax.axis_index(vocab_axis)
+    # Negative indices would count from the end.
+    return jnp.where(index_X < 0, size, index_X)
 
 
 _laws.defvjp(_laws_forward, _laws_backward)

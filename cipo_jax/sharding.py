@@ -27,7 +27,10 @@ from cipo_jax.records import Batch
 
 Record = TypeVar("Record")
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
+MeshAxis = str | tuple[str, ...]
+"""One axis of the device mesh, or several that count as one."""
+
+Rules = Mapping[str, MeshAxis | None]
 """Dimension letter to the mesh axis or axes it is split over; None says replicated. A letter that
 is not there is an error: replication must be said."""
 
@@ -272,7 +275,7 @@ def _shardings(value: Any, annotation: Any, path: str, mesh: Mesh, rules: Rules)
     )
 
 
-def _axes(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _axes(rule: MeshAxis | None) -> tuple[str, ...]:
     return (rule,) if isinstance(rule, str) else rule or ()
 
 
@@ -286,7 +289,7 @@ def _spec(
     names = letters.split()
     if shape is not None and len(names) != len(shape):
         raise ValueError(f"{path} has shape {shape}, but its letters are '{letters}'.")
-    entries: list[str | tuple[str, ...] | None] = []
+    entries: list[MeshAxis | None] = []
     taken: dict[str, str] = {}
     for index, letter in enumerate(names):
         if letter not in rules:

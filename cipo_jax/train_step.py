@@ -268,35 +268,46 @@ def row_logprobs(
         compute_dtype=jnp.dtype(cfg.train.compute_dtype),
         remat=cfg.train.remat,
     )
-    name, axis = ("embed", 1) if arch.is_tied else ("head", 0)
-    axes = [a for a in ROW_AXES if jax.sharding.get_abstract_mesh().shape[a] > 1]
+    return _head_logprobs(params, hidden_BTD, rows, cfg=cfg, arch=arch)
+
+
+def _head_logprobs(
+    params: Params, hidden_BTD: Array, rows: Batch, *, cfg: Config, arch: Architecture
+) -> tuple[Array, Array]:
+    """Every device scores its own rows against its own piece of the vocabulary.
+
+    The head is gathered over fsdp once, and its gradient scattered once, as sums over the devices.
+    Left to itself, XLA sums it after every chunk, and gathers the vocabulary in each.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    row_axes = tuple(axis for axis in ROW_AXES if sizes[axis] > 1)
+    fsdp, tensor = PARAM_RULES["D"], PARAM_RULES["V"]
+    name, letters = ("embed", "VD") if arch.is_tied else ("head", "DV")
 
     def score(piece: Array, *arrays: Array) -> tuple[Array, Array]:
         whole = piece
         # Of one piece, XLA's CPU backend would make copies to and fro.
-        if PARAM_RULES["D"] in axes:
-            whole = jax.lax.all_gather(piece, PARAM_RULES["D"], axis=axis, tiled=True)
+        if fsdp in row_axes:
+            whole = jax.lax.all_gather(piece, fsdp, axis=letters.index("D"), tiled=True)
         return token_logprobs(
             dataclasses.replace(params, **{name: whole}),
             *arrays,
             temperature=cfg.sampling.temperature,
             chunk=cfg.train.logprob_chunk,
             arch=arch,
-            row_axes=tuple(axes),
+            row_axes=row_axes,
+            vocab_axis=tensor if sizes[tensor] > 1 else None,
         )
 
     arrays = (hidden_BTD, rows.token_BT, rows.predecessor_BT, rows.is_target_BT)
-    if not axes:  # XLA refuses sums over them where tensor takes all devices
+    if max(sizes.values()) == 1:  # a shard_map would pass over the head's gradient once more
         return score(getattr(params, name), *arrays)
-    # Every device scores its own rows against the whole head: gathered once, and its gradient
-    # scattered once, as sums over the devices. Left to itself, XLA sums it after every chunk.
     split = PartitionSpec(ACTIVATION_RULES["B"])
-    split_head = PartitionSpec(*(PARAM_RULES["D"] if i == axis else None for i in range(2)))
+    split_head = PartitionSpec(*(PARAM_RULES[letter] for letter in letters))
     return jax.shard_map(
         score,
         in_specs=(split_head, split, split, split, split),
         out_specs=(split, split),
-        axis_names=set(ROW_AXES),
         check_vma=False,
     )(getattr(params, name), *arrays)
 

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from batches import random_batch
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from weights import drawn
 
 from cipo_jax import logprobs
@@ -87,6 +89,49 @@ def test_gradients_equal_those_of_the_whole(name):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
     # Control: without the entropy the gradients are far away.
     for a, b in zip(gradients(chunked, arch=arch, scale=0.0), expected, strict=True):
+        assert np.abs(a - b).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3"])
+def test_a_split_vocabulary_gives_the_same(name):
+    """Log-probs, entropies and both gradients, from four devices with a quarter each."""
+    arch = PRESETS[name]
+    params, hidden, batch = inputs(arch)
+    weights = jax.random.normal(jax.random.key(9), (2, ROWS, TOKENS))
+    field, spec = ("embed", P("tensor")) if arch.is_tied else ("head", P(None, "tensor"))
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+
+    def split(head, hidden, temperature=0.7):
+        def piecewise(piece, hidden):
+            return token_logprobs(
+                params.replace(**{field: piece}),
+                hidden, batch.token_BT, batch.predecessor_BT, batch.is_target_BT,
+                temperature=temperature, chunk=12, arch=arch, vocab_axis="tensor",
+            )  # fmt: skip
+
+        return jax.shard_map(
+            piecewise, mesh=mesh, in_specs=(spec, P()), out_specs=(P(), P()), check_vma=False
+        )(head, hidden)
+
+    def one(head, hidden):
+        return chunked(params.replace(**{field: head}), hidden, batch, arch=arch)
+
+    def found(law):
+        def loss(head, hidden):
+            logprob, entropy = law(head, hidden)
+            weighed = jnp.sum(weights[0] * logprob) + jnp.sum(weights[1] * entropy)
+            return weighed, (logprob, entropy)
+
+        gradients, laws = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(
+            getattr(params, field), hidden
+        )
+        return *laws, *gradients
+
+    expected = found(one)
+    for a, b in zip(found(split), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    # Control: at another temperature everything is different.
+    for a, b in zip(found(functools.partial(split, temperature=1.0)), expected, strict=True):
         assert np.abs(a - b).max() > 0.1
 
 

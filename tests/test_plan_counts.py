@@ -205,6 +205,32 @@ ENTRY %main (x: bf16[2,4], y: f32[32]) -> f32[32] {
     assert (reduce.runs, reduce.group, reduce.sent_bytes) == (1, 4, 2 * 128 * 3 / 4)
 
 
+def test_collectives_of_a_shard_map_count_each_for_itself():
+    """They all have channel 1."""
+    text = """\
+HloModule m, is_scheduled=true
+
+%middle (p: bf16[2,4]) -> bf16[8,4] {
+  %p = bf16[2,4]{1,0} parameter(0)
+  ROOT %g = bf16[8,4]{1,0} all-gather(%p), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="reference/all_gather" stack_frame_id=7}
+}
+
+ENTRY %main (x: bf16[2,4]) -> bf16[8,4] {
+  %x = bf16[2,4]{1,0} parameter(0)
+  %one = bf16[8,4]{1,0} all-gather(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="policy/all_gather" stack_frame_id=5}
+  %start = (bf16[2,4]{1,0}, bf16[8,4]{1,0}) all-gather-start(%x), channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}, metadata={op_name="reference/all_gather" stack_frame_id=7}
+  %next = bf16[8,4]{1,0} fusion(%x), kind=kCustom, calls=%middle
+  ROOT %done = bf16[8,4]{1,0} all-gather-done(%start)
+}
+"""  # noqa: E501
+    (gathers,) = movement.of(text, run_once).collectives
+    assert (gathers.static, gathers.runs) == (2, 2)
+    same_line = text.replace(
+        'policy/all_gather" stack_frame_id=5', 'reference/all_gather" stack_frame_id=7'
+    )
+    assert movement.of(same_line, run_once).collectives[0].runs == 1
+
+
 def test_products_in_windows_count_what_goes_round_the_ring():
     """libtpu unrolls such a loop by two: the counter goes 0, 2, 4, 6, and not 0 to 7."""
     text = """\
@@ -260,7 +286,7 @@ def collectives(*mesh):
     ])
     # Matrices large enough to be worth a reduce-scatter to the compiler.
     arch = dataclasses.replace(
-        planned_architecture(cfg), num_layers=2, model_dim=1024, mlp_dim=2048, vocab_size=1024,
+        planned_architecture(cfg), num_layers=2, model_dim=1024, mlp_dim=2048, vocab_size=4096,
         head_dim=128,
     )
     mesh = make_mesh(cfg.mesh, devices.devices_of(hardware.parse("v5litepod-4")))
@@ -269,25 +295,39 @@ def collectives(*mesh):
         text = program.function.trace(*program.args).lower().compile().as_text()
     return [(c.kind, c.result_bytes) for c in movement.of(text, program.trips).collectives]
 
-print(json.dumps([collectives(), collectives("--mesh.data", "4", "--mesh.fsdp", "1")]))
+print(json.dumps([
+    collectives(),
+    collectives("--mesh.data", "4", "--mesh.fsdp", "1"),
+    collectives("--mesh.tensor", "2"),
+]))
 """
 
 
-@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
-def test_gradients_over_fsdp_are_scattered_as_they_are_summed():
-    """From the train step as it is compiled for four v5e chips."""
+@pytest.fixture(scope="module")
+def sent():
+    """Kinds and sizes of what train steps exchange, as they are compiled for four v5e chips: all
+    along fsdp, all along data, and two by two along fsdp and tensor."""
     ran = subprocess.run(
         [sys.executable, "-c", TRAIN_STEPS, str(SMOKE)],
         env={**os.environ, **plan._ENVIRONMENT},
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]
-    sharded, replicated = json.loads(ran.stdout)
-    mlp, head = 2 * 1024 * 2048, 4 * 1024 * 1024  # bytes, in bfloat16 and float32
-    attention = 2 * 1024 * 128 * (4 + 2 + 2 + 4)
+    return json.loads(ran.stdout)
 
-    def sizes(found, kind):
-        return sorted(size for name, size in found if name == kind)
+
+def sizes(found, kind):
+    return sorted(size for name, size in found if name == kind)
+
+
+HEAD_ELEMENTS = 4096 * 1024
+
+
+@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
+def test_gradients_over_fsdp_are_scattered_as_they_are_summed(sent):
+    sharded, replicated, _ = sent
+    mlp, head = 2 * 1024 * 2048, 4 * HEAD_ELEMENTS  # bytes, in bfloat16 and float32
+    attention = 2 * 1024 * 128 * (4 + 2 + 2 + 4)
 
     # One for each matrix of the MLP, and one for what is left, put together by the compiler.
     scattered = sizes(sharded, "reduce-scatter")
@@ -298,3 +338,13 @@ def test_gradients_over_fsdp_are_scattered_as_they_are_summed():
     # Control: where parameters lie whole on every device, their gradients are summed whole.
     assert sizes(replicated, "all-reduce")[-1] >= mlp
     assert not sizes(replicated, "reduce-scatter")
+
+
+@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
+def test_the_vocabulary_stays_split_over_tensor(sent):
+    """Each device has the head for its half of the vocabulary, and nobody that for all of it."""
+    along_fsdp, _, along_both = sent
+    whole_head = 2 * HEAD_ELEMENTS  # bytes, in bfloat16
+    assert sizes(along_both, "all-gather")[-1] == whole_head // 2
+    # Control: where the vocabulary is not split, the head that is gathered has all of it.
+    assert sizes(along_fsdp, "all-gather")[-1] == whole_head

@@ -104,11 +104,10 @@ def of(text: str, trips: LoopTrips) -> Movement:
             collective = _collective(i, computation, computations)
             if collective is not None:
                 kind, says = collective
-                # The start, the middle and the end of an asynchronous collective share a channel.
-                channel = says.attribute("channel_id") or f"{computation.name}/{i.name}"
-                before = found.get(channel)
+                once = _identity(says) or f"{computation.name}/{i.name}"
+                before = found.get(once)
                 if before is None or before[3] < times:
-                    found[channel] = (kind, _group_size(says.rest), _result_bytes(i), times)
+                    found[once] = (kind, _group_size(says.rest), _result_bytes(i), times)
             if not is_fused:
                 traffic += times * _traffic(i, types, computations)
     static: Counter[tuple[str, int, int]] = Counter()
@@ -213,6 +212,16 @@ def _collective(
         window = re.search(r"windowed_dot_general_body_(ag|rs)", where.name)
         return base if window is None else _WINDOWED[window[1]], i
     return (base, i) if base in _COLLECTIVES else None
+
+
+def _identity(i: Instruction) -> str | None:
+    """What the start, the middle and the end of an asynchronous collective share: a channel and the
+    line of the program. The channel alone does not do, as all of a `shard_map` have the same."""
+    channel = i.attribute("channel_id")
+    if channel is None:
+        return None
+    origin = re.search(r"metadata=\{[^}]*\}", i.rest)
+    return channel + (origin[0] if origin else "")
 
 
 def _result_bytes(i: Instruction) -> int:
