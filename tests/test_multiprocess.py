@@ -187,6 +187,23 @@ def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, ca
         assert_same_run(run_dir, alone)
 
 
+def test_adapters_train_the_same_in_two_processes(tmp_path, cache, alone) -> None:
+    """Frozen parameters that are the reference as well lie over both."""
+    adapted = (
+        "--adapter.kind", "lora", "--kl.weight", "0.01", "--train.steps", "3",
+        # The first step has nothing to learn from: Adam would make steps of its rounding errors.
+        "--optimizer.eps", "1e-4",
+    )  # fmt: skip
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(one, cache, *adapted))
+    finish(*start_all(two, cache, 2, *adapted))
+    assert_same_run(two, one)
+    assert figures(two)[-1]["loss/kl"] > 0
+    # Control: it is not the run of all parameters.
+    norms = [[line["grad/norm"] for line in figures(run_dir)[1:3]] for run_dir in (two, alone)]
+    assert not np.isclose(*norms, rtol=0.1).any()
+
+
 LAYOUTS = {
     "1x8": (1, 8, {"fsdp": 8}),
     "4x1": (4, 1, {"fsdp": 2, "tensor": 2}),
