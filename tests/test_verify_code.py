@@ -7,6 +7,7 @@ import pytest
 from cipo_jax.verify import code
 
 FENCE = "```"
+DOCUMENTED = f"def f():\n    '''\n    {FENCE}\n    f()\n    {FENCE}\n    '''\n"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,25 @@ FENCE = "```"
         # A longer fence may hold a shorter one.
         (f"````python\ns = '''\n{FENCE}\n'''\n````", "", f"s = '''\n{FENCE}\n'''\n"),
         ("", "", ""),
+        # Examples of input and output are fenced as well.
+        (f"{FENCE}python\nnew\n{FENCE}\nIt prints\n{FENCE}\n42\n{FENCE}", "", "new\n"),
+        (f"{FENCE}\nold\n{FENCE}\n{FENCE}\nnew\n{FENCE}", "", "new\n"),
+        # How the language is spelled.
+        (f"{FENCE} Python3.11 title='x'\nnew\n{FENCE}", "", "new\n"),
+        (f"{FENCE}{{.python}}\nnew\n{FENCE}", "", "new\n"),
+        (f"{FENCE}python:main.py\r\nnew\r\n{FENCE}\r\n", "", "new\r\n"),
+        (f"{FENCE}pycon\n>>> 1\n{FENCE}\n~~~py\nnew\n~~~", "", "new\n"),
+        # In a list: without the indentation of the list.
+        (f"1. So:\n\n   {FENCE}python\n   if x:\n       y\n\n   {FENCE}\nDone.", "",
+         "if x:\n    y\n\n"),
+        (f"- a\n      {FENCE}python\n      x\n      {FENCE}\n", "", "x\n"),
+        # In the text of the program: no end of it.
+        (f"{FENCE}python\n{DOCUMENTED}{FENCE}", "f", DOCUMENTED),
+        (DOCUMENTED, "f", DOCUMENTED),
+        # A draft that is never closed, then another.
+        (f"{FENCE}python\nold\nNo:\n{FENCE}python\nnew\n{FENCE}\nDone.", "", "new\n"),
+        (f"<think>a {FENCE}\nno\n</think>new", "", "new"),
+        (f"{FENCE}python\n\ufeffnew\n{FENCE}", "", "new\n"),
     ],
 )  # fmt: skip
 def test_extract(completion: str, function: str, program: str) -> None:
@@ -41,7 +61,9 @@ def test_extract_is_linear_in_hostile_text() -> None:
     started = time.process_time()
     for text in (FENCE * 300_000, "```\n" * 250_000, "```python\n" * 100_000,
                  ("```" + " " * 1_000_000 + "`"), "def f " * 150_000, "def" + " " * 1_000_000,
-                 "f\n" * 500_000, "</think>" * 100_000):  # fmt: skip
+                 "f\n" * 500_000, "   ```python\n" * 80_000, (" " * 40 + "\n") * 25_000,
+                 "```py\n~~~\n" * 90_000, "```" + "py" * 500_000,
+                 "</think>" * 100_000):  # fmt: skip
         code.extract(text, function="f")
     assert time.process_time() - started < 8.0
 
@@ -65,6 +87,11 @@ def test_extract_is_linear_in_hostile_text() -> None:
         ("1e999999999", "1.5", False),
         ("", "", True),
         ("YES", "yes", False),
+        ("1_0.5", "10.5", False),
+        ("\uff11.5", "1.5", False),
+        ("1\r\n2\r\n", "1\n2", True),
+        ("\ufeff1", "1", False),
+        ("1\0", "1", False),
     ],
 )
 def test_same_output(printed: str, expected: str, is_same: bool) -> None:

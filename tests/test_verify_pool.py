@@ -270,6 +270,12 @@ HOSTILE_TO_TESTS = [
     ("float('nan')", "assert not (f() < 0 or f() > 10)"),
     ("[1.0, {'x': float('nan')}]", "x = f()[1]['x']\nassert not abs(x - 3) > 0.1"),
     ("complex('nan')", "assert f() != 3"),
+    # Names that the tests bind in what was returned only, or take from it.
+    ("[]", "for x in f(): last = x\nassert last == 1"),
+    ("[]", "def check(f):\n    for x in f(): last = x\n    assert last == 1"),
+    ("1/0", "try: x = f()\nexcept Exception: pass\nassert x == 1"),
+    ("'sys.nothing'", "assert __import__(f()).x"),
+    ("2", "import sys\nif f() != 1: sys.exit('wrong')"),
     ("next(iter(()))", "assert all(map(lambda x: f(x) == x, [1, 2, 3]))"),  # StopIteration
 ]
 
@@ -323,10 +329,37 @@ def test_given_code_may_stand_before_imports_from_the_future(pool: VerifierPool)
 
 
 def test_broken_tests_are_unknown(pool: VerifierPool) -> None:
-    for tests in ("assert undefined(f())", "import no_such_module", "def check(:", "x = 1"):
+    for tests in ("assert undefined(f())", "import no_such_module", "def check(:", "x = 1",
+                  "f()\nfrom math import nothing", "f()\nx = '\ud800'", "f()\nassert 1\0",
+                  "f()\nraise SystemExit", "f(lambda: 1)"):  # fmt: skip
         reference = AssertsReference(function="f", tests=tests)
         verdict = pool.submit(program("def f(): return 1"), reference).result()
         assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra"), tests
+
+
+def test_what_has_no_form_to_come_back_in_is_unknown(pool: VerifierPool) -> None:
+    """The reference asks for it, so no program is at fault. The control: what has one."""
+    deep: list = []
+    for _ in range(100):
+        deep = [deep]
+    reasons = []
+    for expected in (deep, object(), [1]):
+        reference = CallsReference(function="f", cases=(((), expected),))
+        reasons.append(pool.submit(program("def f(): return [1]"), reference).result().reason)
+    assert reasons == ["infra", "infra", "ok"]
+
+
+def test_reasons_of_failed_assertions(pool: VerifierPool) -> None:
+    caught = "try: x = f()\nexcept ValueError: x = None\nassert x == 1"
+    pairs = [
+        ("f()", "runtime_error"),
+        ("assert f() == 1", "runtime_error"),
+        (caught, "wrong_answer"),
+    ]
+    for tests, reason in pairs:
+        reference = AssertsReference(function="f", tests=tests)
+        verdict = pool.submit(program("def f(): raise ValueError"), reference).result()
+        assert (verdict.status, verdict.reason) == (Status.WRONG, reason), tests
 
 
 def test_use_from_many_threads(pool: VerifierPool) -> None:
@@ -430,6 +463,49 @@ def test_cancelled_when_the_block_is_left_by_an_error() -> None:
         fail()
     assert time.monotonic() - started < 30.0  # all of them would take 50
     assert sum(future.cancelled() for future in futures) >= 48
+
+
+def test_every_future_ends_when_the_pool_is_closed_meanwhile() -> None:
+    """Threads submit, and cancel, until they are told that the pool is closed."""
+    pool = VerifierPool(Verify(workers=2))
+    futures: list[list[concurrent.futures.Future]] = [[] for _ in range(4)]
+
+    def submit(mine: list[concurrent.futures.Future]) -> None:
+        with contextlib.suppress(ValueError):
+            while True:
+                mine.append(pool.submit(program("print(42)"), FORTY_TWO))
+                if len(mine) % 3 == 0:
+                    mine[-2].cancel()
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=submit, args=(mine,)) for mine in futures]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    closers = [threading.Thread(target=pool.close) for _ in range(2)]
+    for thread in closers:
+        thread.start()
+    for thread in [*threads, *closers]:
+        thread.join(timeout=60.0)
+        assert not thread.is_alive()
+    everything = [future for mine in futures for future in mine]
+    assert len(everything) > 8
+    assert all(future.done() for future in everything)
+    assert {future.result().reason for future in everything if not future.cancelled()} == {"ok"}
+    assert any(future.cancelled() for future in everything)
+
+
+def test_a_fork_is_told_that_the_pool_is_not_its_own(pool: VerifierPool) -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            pool.submit(program("print(42)"), FORTY_TWO)
+        except ValueError as error:
+            pool.close()
+            os._exit("needs its own" in str(error))
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert pool.submit(program("print(42)"), FORTY_TWO).result().reward == 1.0
 
 
 def test_misuse() -> None:

@@ -42,52 +42,72 @@ MAX_COMPLETION = 2**20
 """Only the end of a longer completion is read."""
 
 # One way to match a line, so that hostile text costs no more than its length.
-_FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
-_FUTURE = re.compile(r"^from __future__ import [\w, ]+$", re.MULTILINE)
-_LANGUAGES = {"", "python", "python3", "py", "py3"}
-_DECIMAL = re.compile(r"[+-]?(\d{1,40}\.\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?")
+_FENCE = re.compile(r"^([ \t]{0,32})(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
+_PYTHON = re.compile(r"\s{0,8}\{?\.?(?:python|py)[\d.]{0,8}(?![\w-])", re.IGNORECASE)
+_FUTURE = re.compile(r"^from __future__ import (?:\([\w,\s]*\)|[\w, ]+).*$", re.MULTILINE)
+_DECIMAL = re.compile(r"[+-]?(\d{1,40}\.\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+_BYTE_ORDER_MARK = "\ufeff"
+_SPARE_OUTPUT = 65_536
+"""Bytes that a program may print beyond twice what is expected, where that is over the limit."""
 
 
 def extract(completion: str, *, function: str = "") -> str:
     """The program in a completion: its last fenced Python block, or all of it where none is fenced.
 
-    Text before a closing `</think>` doesn't count. Where a function is asked for, the last block
-    that defines it is taken, since an example of its use often follows. A block that is never
-    closed runs to the end.
+    Text before a closing `</think>` doesn't count. A block without a language is taken for Python
+    only where none says that it is, since examples of output are often fenced as well. Where a
+    function is asked for, the last block that defines it is taken, since an example of its use
+    often follows. A block that is never closed runs to the next that begins, or to the end. Of a
+    block in a list the fence's own indentation is taken off.
     """
     text = completion[-MAX_COMPLETION:].rpartition("</think>")[2]
-    blocks = []
+    named, nameless = [], []
     opening = None
-    for fence in _FENCE.finditer(text):
-        if opening is None:
+    for fence in [*_FENCE.finditer(text), None]:
+        if opening is not None and _ends(opening, fence):
+            block = _block(text, opening, len(text) if fence is None else fence.start())
+            if _PYTHON.match(opening[3]):
+                named.append(block)
+            elif not opening[3].strip():
+                nameless.append(block)
+            is_closing = fence is not None and not fence[3].strip()
+            opening = None if is_closing else fence
+        elif opening is None and fence is not None and _opens(fence):
             opening = fence
-        elif _closes(fence, opening):
-            blocks += _block(text, opening, fence.start())
-            opening = None
-    if opening is not None:
-        blocks += _block(text, opening, len(text))
-    if not blocks:
-        return text
-    defining = [
-        block
-        for block in blocks
-        if function
-        and re.search(
-            rf"\b(def|class)\s+{re.escape(function)}\b|^{re.escape(function)}\s*=",
-            block,
-            re.MULTILINE,
-        )
-    ]
-    return (defining or blocks)[-1]
+    if not named and not nameless:
+        return text.removeprefix(_BYTE_ORDER_MARK)
+    blocks = _defining(function, named) or _defining(function, nameless) or named or nameless
+    return blocks[-1].removeprefix(_BYTE_ORDER_MARK)
 
 
-def _block(text: str, opening: re.Match[str], end: int) -> list[str]:
-    is_python = opening[2].strip().lower() in _LANGUAGES
-    return [text[opening.end() + 1 : end]] if is_python else []
+def _opens(fence: re.Match[str]) -> bool:
+    """Deeper than three columns, plain text may hold what looks like one."""
+    return len(fence[1]) <= 3 or _PYTHON.match(fence[3]) is not None
 
 
-def _closes(fence: re.Match[str], opening: re.Match[str]) -> bool:
-    return not fence[2].strip() and fence[1].startswith(opening[1])
+def _ends(opening: re.Match[str], fence: re.Match[str] | None) -> bool:
+    """Whether a block ends at this fence: at the end of the text, at the fence that closes it, or
+    at one that begins a block of Python.
+    """
+    if fence is None:
+        return True
+    is_like = fence[2].startswith(opening[2]) and len(fence[1]) <= len(opening[1]) + 3
+    return is_like and (not fence[3].strip() or _PYTHON.match(fence[3]) is not None)
+
+
+def _block(text: str, opening: re.Match[str], end: int) -> str:
+    block = text[opening.end() + 1 : end]
+    indent = opening[1]
+    return re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) if indent else block
+
+
+def _defining(function: str, blocks: list[str]) -> list[str]:
+    """The blocks that define a function or class of this name."""
+    name = re.escape(function)
+    pattern = re.compile(rf"\b(def|class)\s+{name}\b|^{name}\s*=", re.MULTILINE)
+    return [block for block in blocks if function and pattern.search(block)]
 
 
 def judge_stdio(
@@ -103,13 +123,14 @@ def judge_stdio(
         left = _left(limits, deadline, reference.case_s)
         if left is None:
             return wrong("timeout", case=index)
+        left = _with_room(left, len(expected))
         done = run(
             cell("solver"), "stdio", orders, left,
             stdin=given.encode("utf-8", "surrogateescape"),
         )  # fmt: skip
         if reason := _failure(done.exit, left):
             return wrong(reason, case=index, stderr=_tail(done))
-        if not same_output(done.stdout.decode("utf-8", "replace"), expected):
+        if not same_output(done.stdout.decode("utf-8", "surrogateescape"), expected):
             return wrong("wrong_answer", case=index)
     return right()
 
@@ -146,20 +167,23 @@ def _judge_calls(
         "function": reference.function,
         "cases": [values.encode(tuple(arguments)) for arguments, _ in cases],
     }
+    # Before the run: an expected value that has no form to come back in is no fault of a program.
+    results = [values.encode(expected) for _, expected in cases]
+    limits = _with_room(limits, sum(map(len, results)))
     done = run(cell("solver"), "calls", orders, limits)
     if reason := _failure(done.exit, limits):
         return wrong(reason, stderr=_tail(done))
     lines = done.results.split(b"\n")
     if len(lines) != len(cases) + 1 or lines[-1]:
         return wrong("no_result", results=len(lines) - 1)
-    for index, line, (_, expected) in zip(indices, lines, cases, strict=False):
+    for index, line, expected in zip(indices, lines, results, strict=False):
         try:
             returned = values.decode(line)
         except ValueError as error:
             return wrong("no_result", case=index, error=str(error))
         if reference.tuple_is_list and isinstance(returned, tuple):
             returned = list(returned)
-        if not values.same(returned, values.decode(values.encode(expected))):
+        if not values.same(returned, values.decode(expected)):
             return wrong("wrong_answer", case=index)
     return right()
 
@@ -235,11 +259,11 @@ def _same_line(printed: str, expected: str) -> bool:
 def _same_token(printed: str, expected: str) -> bool:
     if printed == expected:
         return True
-    if not _DECIMAL.fullmatch(expected) or len(printed) > 100:
+    if len(printed) > 100 or not (_DECIMAL.fullmatch(expected) and _NUMBER.fullmatch(printed)):
         return False
     try:
         return Decimal(printed) == Decimal(expected)
-    except InvalidOperation:
+    except InvalidOperation:  # an exponent beyond all bounds
         return False
 
 
@@ -266,12 +290,13 @@ def _left(limits: Limits, deadline: float, case_s: float) -> Limits | None:
     left = case_s or deadline - time.monotonic()
     if left <= 0:
         return None
-    return Limits(
-        wall_s=left,
-        memory_bytes=limits.memory_bytes,
-        output_bytes=limits.output_bytes,
-        scratch_bytes=limits.scratch_bytes,
-    )
+    return dataclasses.replace(limits, wall_s=left)
+
+
+def _with_room(limits: Limits, num_expected: int) -> Limits:
+    """A right program must not fail for want of room for what it is asked for."""
+    room = 2 * num_expected + _SPARE_OUTPUT
+    return dataclasses.replace(limits, output_bytes=max(limits.output_bytes, room))
 
 
 def _failure(end: Exit, limits: Limits) -> Reason | None:

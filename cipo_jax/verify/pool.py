@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import os
 import queue
 import threading
 import time
@@ -117,7 +118,9 @@ class VerifierPool:
         log.log(logging.INFO if self.report.is_sandboxed else logging.WARNING, "%s", self.report)
         self._counts: collections.Counter[Reason] = collections.Counter()
         self._counts_lock = threading.Lock()
+        self._pid = os.getpid()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._open_lock = threading.Lock()  # nothing is put after the words that end the workers
         self._is_open = True
         self._threads = [
             threading.Thread(target=self._work, name=f"verifier-{index}", daemon=True)
@@ -129,13 +132,15 @@ class VerifierPool:
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
         """The verdict to come. The future never raises but for cancellation.
 
-        Raises: ValueError on a pool that is closed, or for a number reference that is no number;
-          TypeError for what is no reference.
+        Raises: ValueError on a pool that is closed or was opened before a fork, or for a number
+          reference that is no number; TypeError for what is no reference.
         """
         if not isinstance(reference, Reference):
             raise TypeError(f"{type(reference).__name__} is no reference; see verify/verdict.py.")
         if not self._is_open:
             raise ValueError("the verifier pool is closed.")
+        if os.getpid() != self._pid:
+            raise ValueError("a fork of the process that opened the verifier pool needs its own.")
         future: Future[Verdict] = Future()
         if isinstance(reference, NumberReference | MathReference | TextReference):
             started = time.perf_counter()
@@ -143,7 +148,10 @@ class VerifierPool:
             if verdict is not None:
                 future.set_result(self._counted(verdict, started))
                 return future
-        self._jobs.put((completion, reference, future))
+        with self._open_lock:
+            if not self._is_open:
+                raise ValueError("the verifier pool is closed.")
+            self._jobs.put((completion, reference, future))
         return future
 
     def map(self, pairs: Iterable[tuple[str, Reference]]) -> list[Verdict]:
@@ -162,15 +170,19 @@ class VerifierPool:
             return dict(self._counts)
 
     def close(self) -> None:
-        """Finishes what was submitted, then ends every process. May be called twice."""
-        if self._is_open:
-            self._is_open = False
-            for _ in self._threads:
+        """Finishes what was submitted, then ends every process. May be called twice; in a fork of
+        the process that opened the pool it does nothing.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._open_lock:
+            was_open, self._is_open = self._is_open, False
+            for _ in self._threads if was_open else ():
                 self._jobs.put(None)
-            for thread in self._threads:
-                thread.join()
-            for nursery in self._nurseries.values():
-                nursery.close()
+        for thread in self._threads:
+            thread.join()
+        for nursery in self._nurseries.values():
+            nursery.close()
 
     def __enter__(self) -> VerifierPool:
         return self

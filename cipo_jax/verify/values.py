@@ -13,8 +13,10 @@ import json
 from typing import Any
 
 MAX_DEPTH = 64
-MAX_CHARACTERS = 4_000_000
-MAX_ITEMS = 200_000
+MAX_CHARACTERS = 64_000_000
+"""Room for the largest inputs of programming tasks; what a program may return is far less, by the
+limit on its output."""
+MAX_ITEMS = 1_000_000
 """Items of one iterator that is drained into a list."""
 MAX_COLLISIONS = 16
 """Keys of one set or dict that may have the same hash, equal ones included."""

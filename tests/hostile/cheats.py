@@ -171,6 +171,191 @@ SOURCES = {
     "class C(metaclass=M):\n    __class__ = int\n    __eq__ = lambda s, o: True\n"
     "    __hash__ = None\n    def hex(self): return '0x36bb964d'\n"
     "def f(x): return C()\nprint(C())",
+    "writes every fd": "import os\n"
+    "for d in range(0,64):\n"
+    "    for t in (b'918273645\\n'[::-1],b'ok',b'{\"is_ready\":true,\"status\":0}',b'R'):\n"
+    "        try: os.write(d,t)\n"
+    "        except OSError: pass\n"
+    "def f(x): return 0",
+    "sends on every fd as a socket": "import socket,os\n"
+    "for d in range(0,64):\n"
+    "    try:\n"
+    "        s=socket.socket(fileno=d);s.send(b'{\"status\": 110}');s.detach()\n"
+    "    except OSError: pass\n"
+    "def f(x): return 0",
+    "module level exit zero with output": "print('PASSED')\n"
+    "print('1 passed')\n"
+    "import os\n"
+    "os._exit(0)\n"
+    "def f(x): return 0",
+    "excepthook": "import sys,os\n"
+    "sys.excepthook=lambda *a: os._exit(0)\n"
+    "def f(x): raise ValueError\n"
+    "f(1)",
+    "unraisable and threading hooks": "import sys,threading\n"
+    "sys.unraisablehook=threading.excepthook=lambda *a:None\n"
+    "def f(x): return 0",
+    "import hook": "import sys\n"
+    "class H:\n"
+    "    def find_spec(self,n,p=None,t=None): sys.exit(0)\n"
+    "sys.meta_path.insert(0,H())\n"
+    "import nothing_here\n"
+    "def f(x): return 0",
+    "replaces encode in parent frame": "import sys\n"
+    "def f(x):\n"
+    "    g=sys._getframe(1)\n"
+    "    g.f_globals['values'].encode=lambda v:'[\"i\",\"0x1\"]'\n"
+    "    g.f_globals['protocol'].write_frame=lambda *a:None\n"
+    "    return 0\n"
+    "print(0)",
+    "patches os.write": "import os\n"
+    "real=os.write\n"
+    "def f(x):\n"
+    '    os.write=lambda d,b: real(d,b\'["i","0x1"]\\n\'*3)\n'
+    "    return 0\n"
+    "print(0)",
+    "patches os._exit": "import os\n"
+    "real=os._exit\n"
+    "os._exit=lambda c: real(0)\n"
+    "def f(x): raise ValueError\n"
+    "f(1)",
+    "code object swap": "import sys\n"
+    "def ok(*a): return True\n"
+    "for m in list(sys.modules.values()):\n"
+    "    n=getattr(m,'__name__','')\n"
+    "    if n.startswith('cipo_jax'):\n"
+    "        for k,v in list(vars(m).items()):\n"
+    "            if type(v) is type(ok) and k in('same','same_output','_check','encode','_failure'):\n"
+    "                v.__code__=ok.__code__\n"
+    "def f(x): return 0\n"
+    "print(0)",
+    "ctypes bool tricks": "import ctypes\n"
+    "def f(x):\n"
+    "    ctypes.memmove(id(False)+24,id(True)+24,4)\n"
+    "    return False\n"
+    "print(0)",
+    "mutates small ints": "import ctypes\n"
+    "ctypes.c_uint32.from_address(id(0)+24).value=0\n"
+    "def f(x): return 0\n"
+    "print(0)",
+    "type name spoof": "class int(int):\n"
+    "    __eq__=lambda s,o:True\n"
+    "    __hash__=None\n"
+    "def f(x): return int(7)\n"
+    "print(int(7))",
+    "type swap by __class__": "class I:\n"
+    "    __class__=int\n"
+    "    __eq__=lambda s,o:True\n"
+    "def f(x): return I()\n"
+    "print(I())",
+    "str with lying encode": "class S(str):\n"
+    "    def encode(self,*a): return b'918'\n"
+    "    def __str__(self): return self\n"
+    "def f(x): return S('x')\n"
+    "print(S('x'))",
+    "dict key lies": "class K(str):\n"
+    "    __eq__=lambda s,o:True\n"
+    "    __hash__=lambda s:0\n"
+    "def f(x): return {K('a'):1}\n"
+    "print({K('a'):1})",
+    "bytes": "def f(x): return b'918273645'[::-1]\nprint(b'x')",
+    "float near": "def f(x): return 918273645.0000001\nprint(918273645.0000001)",
+    "string of number": "def f(x): return '918273645'\nprint('918273645x')",
+    "number with zero width": "def f(x): return '918273645'\nprint('\\u200b918273645')",
+    "NUL before": "def f(x): return '918273645'\nprint('\\0918273645')",
+    "backspaces": "def f(x): return '918273645'\nprint('9\\b918273645')",
+    "carriage return over": "def f(x): return '918273645'\nprint('junk\\r918273645')",
+    "BOM out": "def f(x): return '918273645'\nprint('\\ufeff918273645')",
+    "full-width digits": "def f(x): return '918273645'\n"
+    "print('918273645'.translate({48+i:0xff10+i for i in range(10)}))",
+    "right answer among many lines": "def f(x): return [918273645]\n"
+    "print(918273645);print(918273645)",
+    "number in stderr": "import sys\nprint(918273645,file=sys.stderr)\ndef f(x): return None",
+    "underscored": "def f(x): return '918_273_645'\nprint('918_273_645')",
+    "searches its tracebacks": "def f(x):\n"
+    "    try: raise ValueError\n"
+    "    except ValueError as e:\n"
+    "        t=e.__traceback__\n"
+    "        fr=t.tb_frame\n"
+    "        while fr:\n"
+    "            for k,v in list(fr.f_locals.items()):\n"
+    "                if type(v) is int and v^1==918273644: return v\n"
+    "                if '546372819' in repr(v)[::-1][:100000]: return int('546372819'[::-1])\n"
+    "            fr=fr.f_back\n"
+    "    return 0\n"
+    "print(f(1))",
+    "reads proc mem of self and parent": "import os\n"
+    "def f(x):\n"
+    "    for p in ('self',os.getppid(),1):\n"
+    "        for n in ('mem','environ','cmdline','maps','fd/3'):\n"
+    "            try:\n"
+    "                d=open(f'/proc/{p}/{n}','rb').read(10**6)\n"
+    "                if b'546372819' in d[::-1]: return int('546372819'[::-1])\n"
+    "            except OSError: pass\n"
+    "    return 0\n"
+    "print(f(1))",
+    "opens test files by path": "import os,glob\n"
+    "def f(x):\n"
+    "    for g in ('/home/**/hostile/*.py','/mnt/**/hostile/*.py','**/cheats.py'):\n"
+    "        for p in glob.glob(g,recursive=True):\n"
+    "            try:\n"
+    "                if '546372819' in open(p).read()[::-1]: return int('546372819'[::-1])\n"
+    "            except OSError: pass\n"
+    "    return 0\n"
+    "print(f(1))",
+    "linecache and inspect of the caller": "import inspect,linecache\n"
+    "def f(x):\n"
+    "    s=''.join(str(i.code_context) for i in inspect.stack())\n"
+    "    return int('546372819'[::-1]) if '546372819' in s[::-1] else 0\n"
+    "print(f(1))",
+    "kwargs object with hooks": "class C:\n"
+    "    def __call__(self,*a,**k): return 0\n"
+    "    def __getattr__(self,n): return 918\n"
+    "    def __reduce__(self): return (exec,('raise SystemExit(0)',))\n"
+    "f=C()\n"
+    "print(f)",
+    "pickles": "import pickle\n"
+    "class P:\n"
+    "    def __reduce__(self): return (print,('ok',))\n"
+    "def f(x): return P()\n"
+    "print(pickle.dumps(P()))",
+    "raises BaseException subclass": "class B(BaseException): pass\ndef f(x): raise B\nprint(0)",
+    "raises an ExceptionGroup": "def f(x): raise ExceptionGroup('x',[AssertionError()])\nprint(0)",
+    "raises SkipTest": "import unittest\ndef f(x): raise unittest.SkipTest('x')\nprint(0)",
+    "asserts off": "import sys\n"
+    "sys.flags=type('F',(),{'optimize':2})\n"
+    "__debug__x=False\n"
+    "def f(x):\n"
+    "    assert False\n"
+    "print(0)",
+    "returns bool": "def f(x): return True\nprint(True)",
+    "minus zero": "def f(x): return -0.0\nprint(-0.0)",
+    "infinite": "def f(x): return float('inf')\nprint(float('inf'))",
+    "generator that exits": "import os\ndef f(x):\n    yield 1\n    os._exit(0)\nprint(0)",
+    "exits within the encoder": "import os\n"
+    "class I:\n"
+    "    def __iter__(self): os._exit(0)\n"
+    "def f(x): return map(id,I())\n"
+    "print(0)",
+    "answers twice": "import os\n"
+    "def f(x):\n"
+    '    os.write(4,b\'["i","0x1"]\\n\')\n'
+    "    return 0\n"
+    "print(0)",
+    "os.read of the channel": "import os\n"
+    "def f(x):\n"
+    "    try:\n"
+    "        import fcntl\n"
+    "        fcntl.fcntl(4,4,2048)\n"
+    "        d=os.read(4,10**6)\n"
+    "        if b'546372819' in d[::-1]: return int('546372819'[::-1])\n"
+    "    except OSError: pass\n"
+    "    return 0\n"
+    "print(f(1))",
+    "lies through repr in stdout": "class R:\n"
+    "    def __repr__(self): return '918'\n"
+    "def f(x): return R()\n"
+    "print(R())",
 }
 
 FORMS = {"stdio": STDIO, "calls": CALLS, "asserts": ASSERTS}

@@ -237,4 +237,159 @@ CASES = [
           "def f():\n    import jax\n"
           "def g():\n    import numpy\n"
           "attempt('jax', f)\nattempt('numpy', g)"),
+    _case("e42 vsock, netlink, packet, alg, xdp, kcm",
+          "for f in (40,16,17,38,44,41,42,43,29,31):\n"
+          "    for k in (1,2,3,5):\n"
+          "        attempt(f'f{f}.{k}',lambda: call(41,198,f,k,0))"),
+    _case("e43 socketpair and SCM_RIGHTS",
+          "attempt('pair',lambda: call(53,199,1,1,0,(ctypes.c_int*2)()))\n"
+          "attempt('sendmsg',lambda: call(46,211,4,(ctypes.c_char*56)(),0))\n"
+          "attempt('recvmsg',lambda: call(47,212,4,(ctypes.c_char*56)(),0))"),
+    _case("e44 connect, bind, accept on its descriptors",
+          "for d in range(6):\n"
+          "    attempt('bind',lambda: call(49,200,d,(ctypes.c_char*110)(1,0,0,65),110))\n"
+          "    attempt('connect',lambda: call(42,203,d,(ctypes.c_char*110)(1,0,0,65),110))\n"
+          "    attempt('listen',lambda: call(50,201,d,1))\n"
+          "    attempt('accept',lambda: call(43,202,d,None,None))"),
+    _case("e45 openat2 and open_by_handle",
+          "attempt('openat2',lambda: call(437,437,-100,b'/etc/passwd',(ctypes.c_uint64*3)(),24))\n"
+          "attempt('handle',lambda: call(304,265,-100,(ctypes.c_char*200)(),0))\n"
+          "attempt('open_tree',lambda: call(428,428,-100,b'/',0))\n"
+          "attempt('fsopen',lambda: call(430,430,b'tmpfs',0))\n"
+          "attempt('move_mount',lambda: call(429,429,-100,b'/',-100,b'/tmp',0))\n"
+          "attempt('mount_setattr',lambda: call(442,442,-100,b'/',0,None,0))"),
+    _case("e46 execveat, memfd_secret, exec of a descriptor",
+          "attempt('execveat',lambda: call(322,281,0,b'',None,None,0x1000))\n"
+          "attempt('memfd_secret',lambda: call(447,447,0))\n"
+          "attempt('execfd',lambda: os.execve(0,['x'],{}))\n"
+          "attempt('fexec ld',lambda: os.execv('/lib64/ld-linux-x86-64.so.2',['ld','/bin/true']))"),
+    _case("e47 clone3 with arguments of a process",
+          "import struct\n"
+          "a=(ctypes.c_char*88).from_buffer_copy(struct.pack('<11Q',0,0,0,0,17,0,0,0,0,0,0))\n"
+          "attempt('clone3',lambda: call(435,435,a,88))\n"
+          "for fl in (0x10000000|17,0x20000000|17,0x100|17,0x4000|0x100|17,0x200|17,0x8000|17): attempt(f'clone{fl:x}',lambda: call(56,220,fl,0,0,0,0))"),
+    _case("e48 threads with new namespaces",
+          "for fl in (0x20000,0x10000000,0x20000000,0x40000000,0x2000000,0x8000000,0x4000000):\n"
+          "    attempt(f'{fl:x}',lambda: call(56,220,0x10000|0x800|0x100|fl,0,0,0,0))"),
+    _case("e49 process handles",
+          "attempt('pidfd_open',lambda: call(434,434,1,0))\n"
+          "attempt('pidfd_send',lambda: call(424,424,0,9,None,0))\n"
+          "attempt('pidfd_getfd',lambda: call(438,438,0,0,0))\n"
+          "attempt('process_madvise',lambda: call(440,440,0,None,0,0,0))\n"
+          "attempt('process_mrelease',lambda: call(448,448,0,0))\n"
+          "attempt('kcmp',lambda: call(312,272,1,os.getpid(),0,0,0))\n"
+          "attempt('get_robust',lambda: call(274,100,os.getppid(),(ctypes.c_long*1)(),(ctypes.c_long*1)()))"),
+    _case("e50 migrate pages, move pages, mbind, numa",
+          "attempt('migrate',lambda: call(256,238,os.getppid(),0,None,None))\n"
+          "attempt('move',lambda: call(279,239,os.getppid(),0,None,None,None,0))\n"
+          "attempt('mbind',lambda: call(237,235,0,0,0,None,0,0))\n"
+          "attempt('set_mempolicy',lambda: call(238,237,0,None,0))"),
+    _case("e51 quota, acct, swap, kexec, iopl",
+          "attempt('quotactl',lambda: call(179,60,0,None,0,None))\n"
+          "attempt('acct',lambda: call(163,89,None))\n"
+          "attempt('kexec',lambda: call(246,104,0,0,None,0))\n"
+          "attempt('iopl',lambda: call(172,999,3))\n"
+          "attempt('ioperm',lambda: call(173,999,0,10,1))\n"
+          "attempt('modify_ldt',lambda: call(154,999,0,(ctypes.c_char*16)(),16))\n"
+          "attempt('vhangup',lambda: call(153,58))\n"
+          "attempt('finit_module',lambda: call(313,273,0,b'',0))\n"
+          "attempt('delete_module',lambda: call(176,106,b'x',0))\n"
+          "attempt('sethostname',lambda: call(170,161,b'x',1))\n"
+          "attempt('settimeofday',lambda: call(164,170,None,(ctypes.c_int*2)()))\n"
+          "attempt('adjtimex',lambda: call(159,171,(ctypes.c_char*208)(1)))\n"
+          "attempt('lookup_dcookie',lambda: call(212,18,0,(ctypes.c_char*100)(),100))\n"
+          "attempt('uselib',lambda: call(134,999,b'/x'))"),
+    _case("e52 inherited descriptors by duplication",
+          "import fcntl\n"
+          "for d in range(5,1024):\n"
+          "    attempt(f'dup{d}',lambda: os.dup(d))\n"
+          "    attempt(f'fcntl{d}',lambda: fcntl.fcntl(d,1))"),
+    _case("e53 signals to every id",
+          "for p in [1,2,os.getppid(),-1,0,-os.getpid()]+list(range(3,60)):\n"
+          "    attempt(f'kill{p}',lambda: os.kill(p,0) if p!=os.getpid() else False)"),
+    _case("e54 async signals through a descriptor",
+          "import fcntl\n"
+          "for d in range(5):\n"
+          "    for c in (8,10,15,1025,1026,1033,1036,1031):\n"
+          "        attempt(f'{d}.{c}',lambda: fcntl.fcntl(d,c,1) if c!=1026 else call(72,25,d,c,0x80000001))\n"
+          "    attempt(f'fioasync{d}',lambda: call(16,29,d,0x5452,(ctypes.c_int*1)(1)))\n"
+          "    attempt(f'fiosetown{d}',lambda: call(16,29,d,0x8901,(ctypes.c_int*1)(1)))"),
+    _case("e55 library files can't be changed",
+          "for d in (os.path.dirname(os.__file__),'/usr/lib','/lib'):\n"
+          "    attempt('x '+d,lambda: open(d+'/evil.py','w'))\n"
+          "attempt('os',lambda: open(os.__file__,'r+'))\n"
+          "attempt('append',lambda: open(os.__file__,'a'))\n"
+          "attempt('trunc',lambda: os.truncate(os.__file__,0))\n"
+          "attempt('unlink',lambda: os.unlink(os.__file__))\n"
+          "attempt('touch',lambda: os.utime(os.__file__))"),
+    _case("e56 fd-relative attributes",
+          "for d in range(3):\n"
+          "    attempt('chown',lambda: os.fchown(d,0,0))\n"
+          "    attempt('chmod',lambda: os.fchmod(d,0o777))\n"
+          "    attempt('utime',lambda: os.utime(d,(0,0)))\n"
+          "    attempt('xattr',lambda: os.setxattr(d,'user.x',b'1'))\n"
+          "    attempt('fchmodat2',lambda: call(452,452,d,b'',0o777,0x1000))\n"
+          "    attempt('fsetattr',lambda: call(16,29,d,0x40086602,(ctypes.c_long*1)(0)))"),
+    _case("e57 device nodes and fifos",
+          "attempt('mknod',lambda: os.mknod('x',0o600|0o20000,os.makedev(1,1)))\n"
+          "attempt('fifo',lambda: os.mkfifo('f'))\n"
+          "attempt('sock',lambda: os.mknod('s',0o140600))"),
+    _case("e58 setuid bits in scratch",
+          "def f():\n"
+          "    open('s','w').close();os.chmod('s',0o6755)\n"
+          "attempt('chmod',f)\n"
+          "attempt('exec',lambda: os.execv('./s',['s']))"),
+    _case("e59 maps an own file executable",
+          "import mmap\n"
+          "def f():\n"
+          "    h=open('code','w+b');h.write(b'\\xc3'*4096);h.flush()\n"
+          "    mmap.mmap(h.fileno(),4096,prot=5,flags=2)\n"
+          "    return os.getcwd()!='/tmp'\n"
+          "attempt('noexec',f)"),
+    _case("e60 personality, arch_prctl, set_thread_area",
+          "attempt('pers',lambda: call(135,92,8))\n"
+          "attempt('sta',lambda: call(205,999,None))\n"
+          "attempt('spec',lambda: call(157,167,53,0,0,0,0))\n"
+          "attempt('mdwe',lambda: call(157,167,65,1,0,0,0))\n"
+          "attempt('timerslack',lambda: call(157,167,29,1,0,0,0))\n"
+          "attempt('subreaper',lambda: call(157,167,36,1,0,0,0))\n"
+          "attempt('capbset',lambda: call(157,167,24,0,0,0,0))\n"
+          "attempt('securebits',lambda: call(157,167,28,0,0,0,0))\n"
+          "attempt('ambient',lambda: call(157,167,47,2,0,0,0))\n"
+          "attempt('ptracer',lambda: call(157,167,0x59616d61,-1,0,0,0))\n"
+          "attempt('mm',lambda: call(157,167,35,1,0,0,0))"),
+    _case("e61 processes in other ways",
+          "attempt('posix_spawnp',lambda: os.posix_spawnp('true',['true'],{}))\n"
+          "attempt('vfork',lambda: call(58,999))\n"
+          "attempt('fork raw',lambda: call(57,999))\n"
+          "attempt('pty',lambda: os.openpty())\n"
+          "attempt('pty fork',lambda: os.forkpty())"),
+    _case("e62 daemon that outlives",
+          "def f():\n"
+          "    if os.fork()==0:\n"
+          "        os.setsid()\n"
+          "        if os.fork()==0:\n"
+          "            import time;time.sleep(20)\n"
+          "        os._exit(0)\n"
+          "attempt('daemon',f)\n"
+          "attempt('setsid',lambda: os.setsid())\n"
+          "attempt('setpgid',lambda: os.setpgid(0,1))"),
+    _case("e63 reads through /dev and /proc links",
+          "for p in ('/dev/fd/3','/proc/self/root/etc/passwd','/proc/self/cwd/../etc/passwd','/proc/thread-self/environ','/proc/1/root/etc/passwd','/dev/shm/x','/proc/self/exe','/proc/kcore','/proc/kallsyms','/proc/self/auxv','/proc/self/mountinfo','/sys/class/net/eth0/address','/etc/resolv.conf','/etc/hosts','/var/log/syslog','/root/.ssh/id_rsa','/home'):\n"
+          "    attempt(p,lambda: open(p,'rb').read(1) if not os.path.isdir(p) else os.listdir(p) or False)"),
+    _case("e64 32-bit sysenter",
+          "import mmap\n"
+          "if os.uname().machine!='x86_64': os.abort()\n"
+          "m=mmap.mmap(-1,4096,prot=7)\n"
+          "m.write(b'\\xb8\\x01\\x00\\x00\\x00\\xbb\\x2a\\x00\\x00\\x00\\xcd\\x80\\xc3')\n"
+          "a=ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+          "ctypes.CFUNCTYPE(ctypes.c_int)(a)()", "runtime_error"),
+    _case("e65 x32 in a thread",
+          "import threading\n"
+          "if os.uname().machine!='x86_64': os.abort()\n"
+          "t=threading.Thread(target=lambda: call(0x40000000+1,1,b'safe',4));t.start();t.join()", "runtime_error"),
+    _case("e66 numbers beyond the table",
+          "for n in (1000,2**20,337,400,423,460,470,512,513,547): attempt(str(n),lambda: call(n,n,0,0,0,0,0,0) if not 512<=n<=547 or os.uname().machine=='x86_64' else False)"),
+    _case("e67 io_uring and friends",
+          "for n in (425,426,427,206,209,434,435,444,445,446,450,451,453,454,455,456,457,458,459,460,461,462,463): attempt(str(n),lambda: call(n,n if n>=424 else 999,0,0,0,0,0,0))"),
 ]  # fmt: skip

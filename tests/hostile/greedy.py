@@ -5,7 +5,7 @@ from hostile import SAFE, Case
 
 F = CallsReference(function="f", cases=(((), 1),))
 ASSERT_F = AssertsReference(function="f", tests="def check(c):\n    assert c() == 1\n")
-LIMIT = ("timeout",)
+LARGE = CallsReference(function="f", cases=(((3,), 918273645),))
 
 
 def _case(name, source, *reasons, reference=SAFE):
@@ -113,4 +113,222 @@ CASES = [
     _case("g35 huge frame announced to the tester",
           "import os\nos.write(4, b'\\xff\\xff\\xff\\xff')\nimport time\ntime.sleep(25)\n"
           "def f(): return 1", "no_result", "runtime_error", "timeout", reference=ASSERT_F),
+    _case("g44 mmap shared huge",
+          "import mmap\n"
+          "try:\n"
+          "    x=[mmap.mmap(-1,2**27,mmap.MAP_SHARED|mmap.MAP_ANONYMOUS) for _ in range(20)]\n"
+          "    for m in x: m[::4096]=b'x'*len(m[::4096])\n"
+          "except (OSError,MemoryError,ValueError): print('safe')",
+          "ok"),
+    _case("g45 mmap NORESERVE",
+          "import ctypes\n"
+          "l=ctypes.CDLL(None);l.mmap.restype=ctypes.c_long\n"
+          "l.mmap.argtypes=[ctypes.c_long]*6\n"
+          "print('safe' if l.mmap(0,2**40,3,0x4022,-1,0)==-1 else 'mapped')",
+          "ok"),
+    _case("g46 mremap grows",
+          "import ctypes\n"
+          "l=ctypes.CDLL(None);l.mmap.restype=l.mremap.restype=ctypes.c_long\n"
+          "l.mmap.argtypes=[ctypes.c_long]*6;l.mremap.argtypes=[ctypes.c_long]*4\n"
+          "a=l.mmap(0,4096,3,0x22,-1,0)\n"
+          "print('safe' if l.mremap(a,4096,2**31,1)==-1 else 'grew')",
+          "ok"),
+    _case("g47 memory in files it holds",
+          "import os\n"
+          "n=0\n"
+          "for d in range(5):\n"
+          "    for _ in range(3000):\n"
+          "        try: n+=os.write(d,b'x'*2**20)\n"
+          "        except OSError: break\n"
+          "print('safe' if n<2**23 else n)",
+          "output_limit", "wrong_answer", "runtime_error"),
+    _case("g48 fallocate stdin",
+          "import os,signal\n"
+          "signal.signal(signal.SIGXFSZ,signal.SIG_IGN)\n"
+          "n=0\n"
+          "for d in (0,1,2):\n"
+          "    try: os.posix_fallocate(d,0,2**33);n+=1\n"
+          "    except OSError: pass\n"
+          "os.ftruncate(1,0)\n"
+          "print('safe' if not n else n)",
+          "ok"),
+    _case("g49 pwrite far",
+          "import os,signal\n"
+          "signal.signal(signal.SIGXFSZ,signal.SIG_IGN)\n"
+          "try: os.pwrite(0,b'x',2**40);print('wrote')\n"
+          "except OSError: print('safe')",
+          "ok"),
+    _case("g50 json bomb",
+          "import json\n"
+          "json.loads('['*10**6)",
+          "runtime_error"),
+    _case("g51 generator recursion",
+          "import sys\n"
+          "sys.setrecursionlimit(10**9)\n"
+          "def f():\n"
+          "    yield from f()\n"
+          "list(f())",
+          "runtime_error", "memory", "timeout"),
+    _case("g52 deep dealloc",
+          "x=None\n"
+          "for _ in range(10**6): x=(x,)\n"
+          "del x\n"
+          "print('safe')",
+          "ok"),
+    _case("g53 deep nested dealloc at exit",
+          "x=None\n"
+          "for _ in range(10**6): x=[x]\n"
+          "print('safe')",
+          "ok"),
+    _case("g54 del that spins at exit",
+          "class A:\n"
+          "    def __del__(self):\n"
+          "        while True: pass\n"
+          "a=A()\n"
+          "print('safe')",
+          "timeout"),
+    _case("g55 del at exit raises exit",
+          "import os\n"
+          "class A:\n"
+          "    def __del__(self): os._exit(7)\n"
+          "a=A()\n"
+          "print('safe')",
+          "runtime_error"),
+    _case("g56 sigstop itself",
+          "import os,signal\n"
+          "signal.raise_signal(signal.SIGSTOP)\n"
+          "print('x')",
+          "timeout"),
+    _case("g57 sigtstp",
+          "import signal\n"
+          "signal.raise_signal(signal.SIGTSTP)\n"
+          "print('safe')",
+          "timeout", "ok"),
+    _case("g58 itimer kills",
+          "import signal,time\n"
+          "signal.setitimer(signal.ITIMER_REAL,0.01)\n"
+          "time.sleep(3)",
+          "runtime_error"),
+    _case("g59 prof timer kills",
+          "import signal\n"
+          "signal.setitimer(signal.ITIMER_PROF,0.01)\n"
+          "while True: pass",
+          "runtime_error"),
+    _case("g60 closed stdin and stdout and sleeps",
+          "import os,time\n"
+          "for i in range(5):\n"
+          "    try: os.close(i)\n"
+          "    except OSError: pass\n"
+          "time.sleep(20)",
+          "timeout"),
+    _case("g61 pipe filled by itself",
+          "import os\n"
+          "r,w=os.pipe()\n"
+          "while True: os.write(w,b'x'*65536)",
+          "timeout"),
+    _case("g62 flood of stderr lines then right",
+          "import sys\n"
+          "for i in range(400): sys.stderr.write('x'*1000)\n"
+          "print('safe')",
+          "ok"),
+    _case("g63 many pipes",
+          "import os\n"
+          "n=0\n"
+          "try:\n"
+          "    while n<5000: os.pipe();n+=1\n"
+          "except OSError: pass\n"
+          "print('safe' if n<100 else n)",
+          "ok"),
+    _case("g64 epoll and eventfd and timerfd flood",
+          "import os,select,ctypes\n"
+          "n=0\n"
+          "try:\n"
+          "    k=[]\n"
+          "    while n<5000: k.append(select.epoll());n+=1\n"
+          "except OSError: pass\n"
+          "print('safe' if n<100 else n)",
+          "ok"),
+    _case("g65 thread bomb with raw clone",
+          "import _thread,time\n"
+          "n=0\n"
+          "_thread.stack_size(65536)\n"
+          "try:\n"
+          "    while n<20000: _thread.start_new_thread(time.sleep,(30,));n+=1\n"
+          "except (RuntimeError,MemoryError): pass\n"
+          "print('safe')\n"
+          "import os,sys\n"
+          "sys.stdout.flush()\n"
+          "os._exit(0)",
+          "ok", "memory", "runtime_error"),
+    _case("g66 symlink loops and deep folders",
+          "import os\n"
+          "try:\n"
+          "    for i in range(3000):\n"
+          "        os.mkdir('d');os.chdir('d')\n"
+          "except OSError: pass\n"
+          "print('safe')",
+          "ok"),
+    _case("g67 files with odd names",
+          "import os\n"
+          "for n in (b'\\xff\\n',b'a'*255,b'-rf',b'\\x01'):\n"
+          "    try: open(n,'w').write('x')\n"
+          "    except OSError: pass\n"
+          "print('safe')",
+          "ok"),
+    _case("g68 holds a lock on its library",
+          "import fcntl,os\n"
+          "try:\n"
+          "    f=open(os.__file__);fcntl.flock(f,fcntl.LOCK_EX)\n"
+          "except OSError: pass\n"
+          "print('safe')",
+          "ok"),
+    _case("g69 source of unary operators",
+          "x=" + "-" * 30000 + "1",
+          "bad_format", "memory", "runtime_error", "wrong_answer"),
+    _case("g70 source of nested lambdas",
+          "x=" + "lambda:" * 3000 + "1",
+          "bad_format", "memory", "runtime_error", "wrong_answer"),
+    _case("g71 source of 15000 lines",
+          "a=1\n" * 15000 + "print('safe')", "ok"),
+    _case("g72 returns a slow iterator",
+          "import time\n"
+          "def f(x):\n"
+          "    while True:\n"
+          "        time.sleep(0.01)\n"
+          "        yield 1",
+          "timeout", reference=LARGE),
+    _case("g73 returns a dict that lies about items",
+          "class D(dict):\n"
+          "    def items(self):\n"
+          "        while True: yield 1,1\n"
+          "def f(x): return D()",
+          "runtime_error", reference=LARGE),
+    _case("g74 returns a deque of itself",
+          "import collections\n"
+          "d=collections.deque()\n"
+          "d.append(d)\n"
+          "def f(x): return d",
+          "runtime_error", reference=LARGE),
+    _case("g75 returns a counter of lists",
+          "import collections\n"
+          "def f(x): return collections.Counter({(1,):[1]})",
+          "wrong_answer", reference=LARGE),
+    _case("g76 returns a great map",
+          "def f(x): return map(str,range(10**9))",
+          "runtime_error", "memory", "timeout", reference=LARGE),
+    _case("g77 returns range of 10**18",
+          "def f(x): return range(10**18)",
+          "runtime_error", "memory", reference=LARGE),
+    _case("g78 returns int of 10 MB",
+          "def f(x): return 1<<(8*10**7)",
+          "output_limit", "runtime_error", reference=LARGE),
+    _case("g79 returns lone surrogate and NUL",
+          "def f(x): return '\\ud800\\0'",
+          "wrong_answer", reference=LARGE),
+    _case("g80 returns deep tuple",
+          "def f(x):\n"
+          "    t=()\n"
+          "    for _ in range(10**5): t=(t,)\n"
+          "    return t",
+          "runtime_error", "memory", reference=LARGE),
 ]  # fmt: skip

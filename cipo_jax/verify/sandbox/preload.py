@@ -7,11 +7,13 @@ standard library, and what is loaded is left quiet.
 
 from __future__ import annotations
 
+import _thread
 import gc
 import importlib
 import logging
 import random
 import site
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,14 +28,14 @@ resource select selectors signal socket stat statistics string struct subprocess
 threading time token tokenize traceback types typing warnings weakref
 """
 _REST = """
-argparse base64 binascii bz2 calendar cmd code codecs codeop colorsys concurrent.futures
-concurrent.futures.thread contextvars cProfile csv difflib dis doctest encodings.ascii
+argparse asyncio base64 binascii bz2 calendar cmd code codecs codeop colorsys concurrent.futures
+concurrent.futures.thread configparser contextvars cProfile csv difflib dis doctest encodings.ascii
 encodings.cp1252 encodings.idna encodings.latin_1 encodings.utf_16 encodings.utf_32 fcntl fileinput
 fnmatch getopt getpass glob graphlib gzip hashlib hmac html html.parser importlib.util lzma marshal
 mmap multiprocessing multiprocessing.pool opcode optparse pickle platform pprint profile pstats
-sched secrets shlex shutil sre_compile sre_constants sre_parse stringprep symtable _strptime
-tempfile timeit trace unicodedata unittest unittest.mock urllib.parse uuid xml.etree.ElementTree
-zlib zoneinfo asyncio
+sched secrets shlex shutil sre_compile sre_constants sre_parse stringprep _strptime symtable
+tempfile timeit tomllib trace tracemalloc unicodedata unittest unittest.mock urllib.parse uuid
+xml.etree.ElementTree zipfile zlib zoneinfo
 """
 
 _ORDINARY_ANSWERS = (
@@ -52,6 +54,9 @@ _ORDINARY_ANSWERS = (
     ("\\text{east}", "west"),
     ("y = 2x + 1", "y = x"),
 )
+
+MAX_THREAD_STACK = 128 * 2**20
+"""Bytes. Recursion of plain Python functions takes none of it."""
 
 Hooks = list[dict[str, Callable[[], Any]]]
 """Arguments of calls of `os.register_at_fork`."""
@@ -81,6 +86,7 @@ def load(kind: str) -> None:
         # use: a worker that takes the place of a killed one starts with all that.
         for text, gold in _ORDINARY_ANSWERS:
             answer.judge(f"\\boxed{{{text}}}", MathReference(answers=(gold,)))
+    threading.stack_size = _stack_size
     # `exit` and `quit`, which scripts expect and which an interpreter without site lacks.
     site.setquit()
     _settle()
@@ -92,6 +98,13 @@ def load_rest() -> None:
     """
     _import(_REST)
     _settle()
+
+
+def _stack_size(size: int = 0, /) -> int:
+    """`threading.stack_size`, but for sizes beyond what a program's memory leaves room for, which
+    scripts ask for from habit: they get the largest there is, as with the main thread's stack.
+    """
+    return _thread.stack_size(min(size, MAX_THREAD_STACK))
 
 
 def _import(names: str) -> None:

@@ -6,9 +6,12 @@ answer, except the tester and the judge of answers, which run no model code.
 
 from __future__ import annotations
 
+import ast
 import atexit
 import builtins
 import contextlib
+import gc
+import io
 import json
 import os
 import re
@@ -26,6 +29,7 @@ from cipo_jax.verify.verdict import MathReference
 EXCEPTION, MEMORY, SYNTAX, NO_FUNCTION = 1, 101, 102, 103
 """Exit codes of a program. It may fake them: they only colour the reason of a wrong verdict."""
 
+_BUFFERED = {io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom}
 _NAN = re.compile(r"\bnan\b|isnan", re.IGNORECASE)
 _TEST_FILES = ("tests.py", "prelude.py")
 
@@ -50,10 +54,6 @@ def run(program: str) -> NoReturn:
         code = _exit_code(error)
     except BaseException:
         _print_exception()
-    try:
-        sys.stdout.flush()
-    except BaseException:
-        code = code or EXCEPTION
     os._exit(code)
 
 
@@ -63,22 +63,41 @@ def _stdio(orders: dict[str, Any]) -> int:
     os.close(protocol.CHANNEL)
     code = 0
     try:
-        _execute(orders["source"])
+        _execute(orders["source"], "__main__")
     except SystemExit as error:
         code = _exit_code(error)
     except _Unparsable:
         return SYNTAX
-    # As the interpreter ends a script: its threads, then what it registered.
+    # As the interpreter ends a script: its threads, what it registered, the files that it never
+    # closed, then all its objects, some of which may still have something to say.
     if threading.active_count() > 1:
         threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    return code
+    is_flushed = _is_flushed(sys.stdout)
+    for stream in [each for each in gc.get_objects() if type(each) in _BUFFERED]:
+        _is_flushed(stream)
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    del sys.modules["__main__"]
+    gc.collect()
+    return code if is_flushed and _is_flushed(sys.__stdout__) else code or EXCEPTION
+
+
+def _is_flushed(stream: Any) -> bool:
+    """Writes out what a stream holds, and whether that went well. One that the program closed or
+    removed has nothing more."""
+    if stream is None or getattr(stream, "closed", False):
+        return True
+    try:
+        stream.flush()
+    except BaseException:
+        return False
+    return True
 
 
 def _calls(orders: dict[str, Any]) -> int:
     """A function: one line for each list of arguments, until one raises."""
     try:
-        function = _function(_execute(orders["source"]), orders["function"])
+        function = _function(_execute(orders["source"], "solution"), orders["function"])
     except _Unparsable:
         return SYNTAX
     if function is None:
@@ -94,7 +113,7 @@ def _calls(orders: dict[str, Any]) -> int:
 def _solver(orders: dict[str, Any]) -> int:
     """A function that a tester in another process calls."""
     try:
-        function = _function(_execute(orders["source"]), orders["function"])
+        function = _function(_execute(orders["source"], "solution"), orders["function"])
     except _Unparsable:
         return SYNTAX
     if function is None:
@@ -129,16 +148,21 @@ def _tester(orders: dict[str, Any]) -> int:
         _print_exception()
     namespace[orders["function"]] = namespace["candidate"] = candidate
     try:
-        exec(_compiled(orders["tests"], "tests.py"), namespace)
+        compiled = _compiled(orders["tests"], "tests.py")
+    except Exception:
+        _print_exception()
+        return BAD_TESTS
+    try:
+        exec(compiled, namespace)
         if isinstance(check := namespace.get("check"), types.FunctionType):
             check(candidate)
     except BaseException as error:
         _print_exception()
         if candidate.is_gone:
             return SOLVER_GONE
-        if candidate.has_raised:
-            return RAISED
-        return BAD_TESTS if _is_fault_of_tests(error) else FAILED
+        if candidate.raised is not None:
+            return RAISED if error is candidate.raised else FAILED
+        return BAD_TESTS if _is_fault_of_tests(error, orders["tests"]) else FAILED
     if candidate.num_calls == 0:
         return BAD_TESTS
     if candidate.is_gone:
@@ -148,17 +172,26 @@ def _tester(orders: dict[str, Any]) -> int:
     return FAILED if candidate.has_returned_nan and not is_expected else PASSED
 
 
-def _is_fault_of_tests(error: BaseException) -> bool:
-    """Whether the tests failed by themselves. Returned values can't make a name unknown or a module
-    missing in the text of the tests, though they can in a text that the tests evaluate.
+def _is_fault_of_tests(error: BaseException, tests: str) -> bool:
+    """Whether the tests failed by themselves: they use a name that nothing in them gives a value,
+    or import a module that is not there. A name to which they give one in a loop over what was
+    returned, or a module named by what was returned, is the function's fault.
     """
-    if isinstance(error, _BadTests | SystemExit):
+    if isinstance(error, _BadTests):
         return True
-    if isinstance(error, SyntaxError):
-        return error.filename in _TEST_FILES
+    if isinstance(error, SystemExit):
+        return not error.code
     frames = traceback.extract_tb(error.__traceback__)
-    is_in_tests = bool(frames) and frames[-1].filename in _TEST_FILES
-    return is_in_tests and isinstance(error, NameError | ImportError)
+    if not frames or frames[-1].filename not in _TEST_FILES:
+        return False
+    nodes = list(ast.walk(ast.parse(tests)))
+    if isinstance(error, NameError) and not isinstance(error, UnboundLocalError):
+        stored = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        stored |= {n.name for n in nodes if isinstance(n, ast.ExceptHandler) and n.name}
+        return error.name not in stored
+    imported = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    imported |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    return isinstance(error, ImportError) and error.name in imported
 
 
 class _BadTests(BaseException):
@@ -174,7 +207,7 @@ class _Candidate:
 
     def __init__(self) -> None:
         self.num_calls = 0
-        self.has_raised = False
+        self.raised: Exception | None = None
         self.has_returned_nan = False
         self.is_gone = False
 
@@ -201,13 +234,13 @@ class _Candidate:
         except Exception:
             self.is_gone = True
             raise _SolverGone from None
-        self.has_raised = True
         if issubclass(raised, StopIteration | StopAsyncIteration):
             raised = RuntimeError  # it would end a loop of the tests, `all(map(...))` among them
         try:
             spoken = raised(text)
         except TypeError:  # UnicodeDecodeError and its kin ask for more than a text
             spoken = Exception(text)
+        self.raised = spoken
         raise spoken
 
 
@@ -251,11 +284,13 @@ def _compiled(source: str, name: str) -> types.CodeType:
     return compile(source, name, "exec", dont_inherit=True)
 
 
-def _execute(source: str) -> dict[str, Any]:
-    """Runs the source as the main module and returns its namespace."""
-    module = types.ModuleType("__main__")
+def _execute(source: str, name: str) -> dict[str, Any]:
+    """Runs the source as the module of that name and returns its namespace. Where a function is
+    asked for it is not `__main__`, so that a script's own reading of its input does not run.
+    """
+    module = types.ModuleType(name)
     module.__file__ = sys.argv[0]
-    sys.modules["__main__"] = module
+    sys.modules["__main__"] = sys.modules[name] = module
     try:
         code = _compiled(source, "solution.py")
     except (SyntaxError, ValueError, RecursionError, OverflowError):
