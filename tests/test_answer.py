@@ -21,7 +21,13 @@ from cipo_jax.verify.answer import fast_path, judge
 from cipo_jax.verify.extract import final_answer, parts
 from cipo_jax.verify.number import last_number, rational
 from cipo_jax.verify.units import has_unit, without_unit
-from cipo_jax.verify.verdict import MathReference, NumberReference, Status, StdioReference
+from cipo_jax.verify.verdict import (
+    MathReference,
+    NumberReference,
+    Status,
+    StdioReference,
+    TextReference,
+)
 
 RIGHT, WRONG, UNKNOWN = Status.RIGHT, Status.WRONG, Status.UNKNOWN
 
@@ -76,6 +82,10 @@ NUMBERS = [
     ("50%", "50"),
     ("**42**", "42"),
     ("4２", "42"),
+    ("the total is...18", "18"),
+    ("10...18", "18"),
+    ("version 1.8.18", "9/5"),
+    ("0.\\dot{3}", "1/3"),
 ]
 
 
@@ -90,7 +100,9 @@ def test_last_number(text: str, value: str) -> None:
     assert (other.status, other.reward, other.reason) == (WRONG, 0.0, "wrong_answer")
 
 
-@pytest.mark.parametrize("text", ["", "none", "x2", "...", "-", "½", "٣", "\0", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["<think>1</think>", "", "none", "x2", "...", "-", "½", "٣", "\0", "\ud800"]
+)
 def test_no_number_is_no_answer(text: str) -> None:
     verdict = fast_path(text, NumberReference(answer="0"))
     assert (verdict.status, verdict.reason) == (WRONG, "no_answer")
@@ -105,6 +117,15 @@ def test_a_number_that_is_none_is_bad_format(text: str) -> None:
 def test_a_reference_that_is_no_number_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"'seven'.*MathReference"):
         fast_path("7", NumberReference(answer="seven"))
+
+
+def test_thinking_does_not_count() -> None:
+    eighteen, yes = NumberReference(answer="18"), TextReference(answers=("yes",))
+    assert fast_path("<think>12</think>It is 18.", eighteen).status is RIGHT
+    assert fast_path("It is 18.\n<think>12", eighteen).status is RIGHT
+    assert fast_path("<think>18</think>It is eighteen.", eighteen).reason == "no_answer"
+    assert fast_path("<think>Is it so?</think>\n\nYes.", yes).status is RIGHT
+    assert fast_path("<think>Yes.</think>\n\nNo.", yes).status is WRONG
 
 
 @given(st.fractions())
@@ -147,6 +168,14 @@ def test_a_number_at_the_end_is_found(value: int, prose: str) -> None:
         ("we get $x=3$.", "x=3"),
         ("The answer is not 5, it is 6", "6"),
         ("<think>\\boxed{3}</think>It is 5.", "5"),
+        ("<think>\\boxed{3}", ""),
+        ("It is 5. <think>\\boxed{3}", "5"),
+        ("\\boxed{3}\n</think>", ""),
+        ("so $\\boxed 5$.", "5"),
+        ("$\\boxed \\frac12$, not $3$", "\\frac12"),
+        ("\\boxed{4}, that is, \\boxed 5. Done.", "5"),
+        ("so it is \\boxed{18", ""),
+        ("The answer is 7, so \\boxed{18", "7"),
         ("", ""),
         ("I give up", ""),
     ],

@@ -17,18 +17,25 @@ from __future__ import annotations
 import functools
 import logging
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 from cipo_jax.verify.number import rational
 from cipo_jax.verify.spelling import tidy
 
 SAME_DECIMAL = Fraction(1, 10**9)
 """Relative distance up to which a decimal may stand for an irrational number."""
+SAME_NUMBER = Fraction(1, 10**50)
+"""Relative distance up to which two irrational numbers count as one."""
+DIGITS = 60
+"""Decimal digits to which numbers are computed: exp(pi sqrt(163)) differs from an integer in the
+31st."""
 
 
 def is_readable(text: str) -> bool:
     """Whether the text is mathematics at all."""
-    return rational(text) is not None or _parsed(text) is not None
+    return rational(text.removesuffix("%").removesuffix("\\")) is not None or (
+        _parsed(text) is not None
+    )
 
 
 def is_equal(answer: str, gold: str, tolerance: float) -> bool:
@@ -37,16 +44,24 @@ def is_equal(answer: str, gold: str, tolerance: float) -> bool:
     May take for ever.
     """
     gold_expr, expr = _parsed(gold), _parsed(answer)
-    if gold_expr is None or expr is None or _is_untrue(expr):
+    try:
+        return _is_same(expr, gold_expr, tolerance, has_percent="%" in answer + gold)
+    except OverflowError:  # a number that no computer holds equals only its own text
         return False
-    has_percent = "%" in answer + gold
-    distance = None if has_percent else _relative_distance(expr, gold_expr)
-    if tolerance and distance is not None:
-        return distance <= Fraction(tolerance)
-    if not (_verify(expr, gold_expr) or _verify_otherwise_read(expr, gold_expr)):
+
+
+def _is_same(expr: Any, gold: Any, tolerance: float, *, has_percent: bool) -> bool:
+    if gold is None or expr is None or _is_untrue(expr):
         return False
-    # It rounds to six decimals and cuts off below 1e-15, which makes all small quantities equal.
-    return distance is None or distance <= SAME_DECIMAL
+    if _is_equation(expr) and _is_equation(gold):
+        if expr.lhs != gold.lhs:
+            return _verify(expr, gold) or _is_same_equation(expr, gold)
+        expr, gold = expr.rhs, gold.rhs
+    value, gold_value = (None, None) if has_percent else (_real(expr), _real(gold))
+    if value is None or gold_value is None:
+        return _verify(expr, gold) or _verify_otherwise_read(expr, gold)
+    is_decimal = _has_decimals(expr) or _has_decimals(gold)
+    return _is_close(value, gold_value, Fraction(tolerance), is_decimal=is_decimal)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -61,13 +76,22 @@ def _parsed(text: str) -> Any:
         fallback_mode="no_fallback",
         parsing_timeout=None,
     )
-    return found[0] if found else None
+    return _without_membership(found[0]) if found else None
+
+
+def _without_membership(expr: Any) -> Any:
+    r"""Of `x \in S`, which is read as an equation, the set."""
+    import sympy
+
+    is_member = isinstance(expr, sympy.Eq) and isinstance(expr.rhs, sympy.Set)
+    return expr.rhs if is_member else expr
 
 
 def _verify(expr: Any, gold: Any) -> bool:
     import math_verify
 
-    return bool(math_verify.verify(gold, expr, timeout_seconds=None))
+    # Its six decimals would take (0.333333, 1) for (1/3, 1).
+    return bool(math_verify.verify(gold, expr, float_rounding=9, timeout_seconds=None))
 
 
 def _verify_otherwise_read(expr: Any, gold: Any) -> bool:
@@ -82,6 +106,20 @@ def _verify_otherwise_read(expr: Any, gold: Any) -> bool:
         return False
     regions = _region(expr), _region(gold)
     return None not in regions and regions[0] == regions[1]
+
+
+def _is_same_equation(expr: Any, gold: Any) -> bool:
+    """Whether one equation is the other times a number: `x + y = 3` and `2x = 6 - 2y`."""
+    import sympy
+
+    expr, gold = _exact(expr), _exact(gold)
+    if not all(isinstance(side, sympy.Expr) for each in (expr, gold) for side in each.args):
+        return False
+    try:
+        ratio = sympy.cancel((expr.lhs - expr.rhs) / (gold.lhs - gold.rhs))
+    except (ArithmeticError, NotImplementedError, sympy.PolynomialError):
+        return False
+    return bool(ratio.is_number and ratio.is_finite and ratio.is_nonzero)
 
 
 def _exact(expr: Any) -> Any:
@@ -116,33 +154,68 @@ def _region(expr: Any) -> Any:
         return None
 
 
+# --- numbers ------------------------------------------------------------------------------------
+
+
+class _Real(NamedTuple):
+    """A real number; is_exact: the value is no approximation, so the number is rational."""
+
+    value: Fraction
+    is_exact: bool
+
+
 def _is_untrue(expr: Any) -> bool:
-    """Whether this is an equation between two numbers that differ (`5 = 6`). Of other equations
-    the right side counts as the answer: `x = 5`, `m + n = 5`, `2 + 3 = 5`.
+    """Whether this says that two numbers are equal that differ (`5 = 6`, `x = 5 = 6`). Of other
+    equations the right side counts as the answer: `x = 5`, `m + n = 5`, `2 + 3 = 5`.
     """
     import sympy
 
-    return isinstance(expr, sympy.Eq) and _relative_distance(expr.lhs, expr.rhs) not in (0, None)
+    said = expr.args if isinstance(expr, sympy.And) else (expr,)
+    sides = [(_real(each.lhs), _real(each.rhs)) for each in said if _is_equation(each)]
+    return any(
+        left and right and not _is_close(left, right, SAME_DECIMAL, is_decimal=False)
+        for left, right in sides
+    )
 
 
-def _relative_distance(expr: Any, gold: Any) -> Fraction | None:
-    """|expr - gold| / |gold| of two real numbers, to about 30 digits; None for anything else."""
+def _is_close(value: _Real, gold: _Real, tolerance: Fraction, *, is_decimal: bool) -> bool:
+    """Whether two numbers count as equal: rational ones exactly, a decimal for an irrational one
+    to nine digits, others to fifty, and any within a tolerance."""
+    if not tolerance and not (value.is_exact and gold.is_exact):
+        tolerance = SAME_DECIMAL if is_decimal else SAME_NUMBER
+    if gold.value == 0:
+        return value.value == 0 or (not value.is_exact and abs(value.value) < SAME_NUMBER)
+    return abs(value.value - gold.value) <= tolerance * abs(gold.value)
+
+
+def _real(expr: Any) -> _Real | None:
+    """The value, to `DIGITS` digits where it is irrational; of an equation the right side's. None
+    for what is no real number.
+
+    Raises: OverflowError for a number that no computer holds.
+    """
     import sympy
 
-    values = []
-    for each in (expr, gold):
-        if isinstance(each, sympy.Eq):
-            each = each.rhs
-        if not isinstance(each, sympy.Expr) or not each.is_number:
-            return None
-        try:
-            value = sympy.N(each.doit(), 30)
-        except OverflowError:  # a number that no computer holds equals only its own text
-            return Fraction(1)
-        if not value.is_Float and not value.is_Integer and not value.is_Rational:
-            return None
-        values.append(sympy.Rational(value))
-    value, gold_value = (Fraction(int(v.p), int(v.q)) for v in values)
-    if gold_value == 0:
-        return Fraction(0) if value == 0 else Fraction(1)
-    return abs(value - gold_value) / abs(gold_value)
+    expr = expr.rhs if isinstance(expr, sympy.Eq) else expr
+    if not isinstance(expr, sympy.Expr) or not expr.is_number:
+        return None
+    value = _exact(expr).doit()
+    is_exact = bool(value.is_Rational)
+    if not is_exact:
+        value = sympy.N(value, DIGITS)
+    if not (value.is_Float or value.is_Rational):
+        return None
+    value = sympy.Rational(value)
+    return _Real(Fraction(int(value.p), int(value.q)), is_exact)
+
+
+def _has_decimals(expr: Any) -> bool:
+    import sympy
+
+    return bool(expr.atoms(sympy.Float))
+
+
+def _is_equation(expr: Any) -> bool:
+    import sympy
+
+    return isinstance(expr, sympy.Eq)

@@ -17,14 +17,14 @@ from fractions import Fraction
 from cipo_jax.verify import algebra
 from cipo_jax.verify.extract import (
     MAX_ANSWER_CHARS,
-    MAX_COMPLETION_CHARS,
     final_answer,
     last_box,
     parts,
+    without_thinking,
 )
 from cipo_jax.verify.number import last_number, rational
-from cipo_jax.verify.spelling import formatless
-from cipo_jax.verify.units import has_unit, without_unit
+from cipo_jax.verify.spelling import formatless, unwrapped
+from cipo_jax.verify.units import has_unit, known_unit, without_unit
 from cipo_jax.verify.verdict import (
     MathReference,
     NumberReference,
@@ -39,10 +39,23 @@ from cipo_jax.verify.verdict import (
 MAX_NESTING = 24
 """Brackets within brackets; a deeper answer is wrong, unread: it would keep the parser busy."""
 
-_HAS_BASE = re.compile(r"[0-9][0-9A-Za-z]*_\{?(?:\d{1,2}|\\text\{\w+\})\}?")
+_HAS_BASE = re.compile(r"[0-9][0-9A-Za-z.]*_\{?(?:\d{1,2}|\\text\{\w+\})\}?")
+_MEMBER_OF = re.compile(r"^[A-Za-z]\\in(?=\\\{)")
 _PLUS_MINUS = re.compile(r"\\pm|±")
 _ABOUT = re.compile(r"^\s*(?:\\approx|\\simeq|\\sim|≈|~)\s*")
 _OPENS_OR_CLOSES = re.compile(r"[{(\[]|[})\]]")
+_HEDGE = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s?\{(?!\s*(?:or|and)\s*\})"
+    r"[^{}]*(?<![A-Za-z])(?:or|not|isn't|wrong|incorrect|alternatively|otherwise|maybe|perhaps)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_GOES_ON = re.compile(r"(?:\\[cl]?dots|\.\.\.|…)\s*$|[,;]\s*(?:\\[cl]?dots|\.\.\.|…)")
+_CAPITAL = re.compile("[A-Z]")
+_CHOICE = re.compile(r"\(?([A-Z])\)?[.:]?")
+_CHOICE_AND_TEXT = re.compile(
+    r"\s*(?:\\[a-z]{2,6}\s?\{)?\(([A-Z])\)\}?[.:]?(?:\s|\\ |~|\\quad)+"
+    r"(?![-+*/=^,;|&])(?!.*(?:\([A-Z]\)|\b(?:or|and)\b))"
+)
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 Equal = Callable[[str, str, float], bool]
@@ -88,7 +101,11 @@ def judge(completion: str, reference: NumberReference | MathReference) -> Verdic
     if len(answer) > MAX_ANSWER_CHARS or _nesting(answer) > MAX_NESTING:
         return wrong("bad_format", answer=answer[:200])
     read = _canonical(answer, reference.unit)
-    if _is_right(answer, reference, _is_equal):
+    try:
+        is_right = _is_right(answer, reference, _is_equal)
+    except RecursionError:  # of the reader: `3!!!!!!`
+        return wrong("bad_format", answer=read)
+    if is_right:
         return right(answer=read)
     if unreadable := [gold for gold in reference.answers if not algebra.is_readable(gold)]:
         return unknown("infra", answer=read, unreadable_reference=unreadable[0])
@@ -102,7 +119,7 @@ def _judge_number(completion: str, reference: NumberReference) -> Verdict:
             f"NumberReference.answer is {reference.answer[:50]!r}, which is no number such as 12, "
             "-0.5, 1,234 or 3/4; use MathReference for other answers."
         )
-    number = last_number(completion[-MAX_COMPLETION_CHARS:])
+    number = last_number(without_thinking(completion))
     if number is None:
         return wrong("no_answer")
     value = rational(number)
@@ -114,7 +131,7 @@ def _judge_number(completion: str, reference: NumberReference) -> Verdict:
 
 
 def _judge_text(completion: str, reference: TextReference) -> Verdict:
-    answer = _plain_text(last_box(completion) or completion)
+    answer = _plain_text(last_box(completion) or without_thinking(completion))
     if not answer:
         return wrong("no_answer")
     if len(answer) > MAX_ANSWER_CHARS:
@@ -126,7 +143,7 @@ def _judge_text(completion: str, reference: TextReference) -> Verdict:
 
 def _plain_text(text: str) -> str:
     """Lower case, without articles and punctuation, words with one space between."""
-    words = _PUNCTUATION.sub(" ", text[-MAX_COMPLETION_CHARS:].lower()).split()
+    words = _PUNCTUATION.sub(" ", text.lower()).split()
     return " ".join(word for word in words if word not in ("a", "an", "the")) or " ".join(words)
 
 
@@ -149,19 +166,47 @@ def _is_right(answer: str, reference: MathReference, equal: Equal) -> bool:
 
 
 def _is_same(answer: str, gold: str, reference: MathReference, equal: Equal) -> bool:
+    if _is_evasive(answer) and not _is_evasive(gold):
+        return False
+    if _is_same_choice(answer, gold):
+        return True
     answer, gold = (without_unit(text, reference.unit) for text in (answer, gold))
     if reference.tolerance:
         answer = _ABOUT.sub("", answer)
     if reference.unit and has_unit(answer) and not has_unit(gold):
         return False  # another unit
+    if not reference.unit and (unit := known_unit(gold)) and known_unit(answer) not in ("", unit):
+        return False
     return equal(answer, gold, reference.tolerance)
+
+
+def _is_evasive(answer: str) -> bool:
+    """Whether words beside the answer take it back or offer another, or an ellipsis goes on."""
+    return _HEDGE.search(answer) is not None or _GOES_ON.search(answer) is not None
+
+
+def _is_same_choice(answer: str, gold: str) -> bool:
+    r"""Whether both name the same letter: `(B)`, `B.`, `\textbf{(B)}\ 12`."""
+    if (letter := _letter(gold)) is None:
+        return False
+    named = _CHOICE_AND_TEXT.match(answer)
+    return letter == (named[1] if named else _letter(answer))
+
+
+def _letter(text: str) -> str | None:
+    """The letter of a choice, where the text is nothing else."""
+    if len(text) > 30 or not _CAPITAL.search(text):
+        return None
+    found = _CHOICE.fullmatch(unwrapped(formatless(text)))
+    return found[1] if found else None
 
 
 def _all_parts(answers: Sequence[str]) -> list[str]:
     r"""Every listed answer on its own; `a \pm b` is two of them."""
     found = []
     for answer in answers:
-        for part in parts(_without_braces(formatless(answer))):
+        listed = _MEMBER_OF.sub("", formatless(answer))
+        for part in parts(_without_braces(listed)):
             if len(_PLUS_MINUS.findall(part)) == 1:
                 found += [_PLUS_MINUS.sub(sign, part).removeprefix("+") for sign in "+-"]
             else:
@@ -183,11 +228,9 @@ def _compare_plainly(answer: str, gold: str, tolerance: float) -> bool | None:
     answer, gold = formatless(answer), formatless(gold)
     if answer == gold:
         return bool(answer)
-    if _HAS_BASE.fullmatch(answer) or _HAS_BASE.fullmatch(gold):
-        return False
     value, gold_value = rational(_percentless(answer)), rational(_percentless(gold))
     if value is None or gold_value is None:
-        return None
+        return _compare_as_texts(answer, gold)
     is_percent, is_gold_percent = answer.endswith("%"), gold.endswith("%")
     if is_percent == is_gold_percent:
         return _is_close(value, gold_value, Fraction(tolerance))
@@ -197,6 +240,34 @@ def _compare_plainly(answer: str, gold: str, tolerance: float) -> bool | None:
         return True
     may_drop_sign = is_gold_percent or value.denominator == 1
     return may_drop_sign and _is_close(value, gold_value, Fraction(tolerance))
+
+
+def _compare_as_texts(answer: str, gold: str) -> bool | None:
+    """What can be said of answers that are no numbers without reading them as mathematics."""
+    if (words := unwrapped(answer)) == unwrapped(gold):
+        return bool(words)
+    if answer.count(":") > 1 or gold.count(":") > 1:
+        return _is_same_ratio(answer, gold)
+    if _is_set_beside_tuple(answer, gold) or _is_set_beside_tuple(gold, answer):
+        return False
+    if _HAS_BASE.fullmatch(answer) or _HAS_BASE.fullmatch(gold):
+        return False
+    return None
+
+
+def _is_set_beside_tuple(left: str, right: str) -> bool:
+    r"""`\{1,2\}` beside `(1,2)`, which math-verify takes for one another."""
+    is_list = "," in left and not re.search(r"\\mid|[|:]", left)
+    return left.startswith("\\{") and is_list and right.startswith("(")
+
+
+def _is_same_ratio(answer: str, gold: str) -> bool:
+    """Of three or more numbers, `1:2:3`: computer algebra would divide them."""
+    terms, gold_terms = ([rational(term) for term in text.split(":")] for text in (answer, gold))
+    if len(terms) != len(gold_terms):
+        return False
+    ratios = {a / b if a and b else None for a, b in zip(terms, gold_terms, strict=True)}
+    return len(ratios) == 1 and None not in ratios
 
 
 def _is_close(value: Fraction, gold: Fraction, tolerance: Fraction) -> bool:

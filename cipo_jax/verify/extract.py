@@ -1,8 +1,8 @@
 r"""Where in a completion the final answer stands.
 
-In this order: the last `\boxed{...}`; what follows the last "answer is" or "answer:"; the last
-formula or number. Answers that are joined by a comma, *and* or *or* are one answer with several
-parts, so that naming two candidates is not the same as naming the right one.
+In this order: the last `\boxed{...}` (or `\boxed 5`); what follows the last "answer is" or
+"answer:"; the last formula or number. Answers that are joined by a comma, *and* or *or* are one
+answer with several parts, so that naming two candidates is not the same as naming the right one.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ _PROSE_CHARS = 1_000
 _MAX_BOXES = 64
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{")
+_BARE_BOX = re.compile(
+    r"\\(?:boxed|fbox)[ \t]{1,3}(?![\s{])([^$\n]{1,200}?)(?=\$|\\[)\]]|[.,;]?(?:\s|$))"
+)
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _FORMULA = re.compile(
     r"\$\$((?:\\.|[^$\\]){1,500})\$\$|\$((?:\\.|[^$\n\\]){1,500})\$"
     r"|\\\(([^\n]{1,500}?)\\\)|\\\[(.{1,500}?)\\\]",
     re.DOTALL,
 )
-_AND_OR = r"\\(?:text|mbox)\{\s?(?:and|or)\s?\}|\b(?:and|or)\b"
+_AND_OR = r"\\(?:text|mbox)\{\s?(?:and|or)\s?\}|\b(?:and|or)(?![A-Za-z])"
 _JOINT = re.compile(
     r"(?:[ \t$*,;]|\n(?!\s*\n)|\\[,;:()\[\] ]|\\q?quad|[A-Za-z](?:_\{?\w\}?)?\s?=|" + _AND_OR + ")*"
 )
@@ -53,12 +56,15 @@ class _Piece(NamedTuple):
 def final_answer(completion: str) -> str:
     """The text of the final answer; empty if there is none.
 
-    Text up to `</think>` doesn't count. A box that isn't closed is none (the completion was cut).
+    Thinking doesn't count (`without_thinking`), nor does a box that isn't closed (the completion
+    was cut), or what stands in it.
     Takes time linear in the completion, whatever it holds.
     """
-    text = completion[-MAX_COMPLETION_CHARS:].rpartition("</think>")[2]
+    text = without_thinking(completion)
     if boxed := _chains(text, list(_boxes(text))):
         return boxed[-1]
+    if opening := _BOX.search(text):
+        text = text[: opening.start()]
     tail = text[-_PHRASE_CHARS:]
     phrases = list(_ANSWER_IS.finditer(tail))
     if phrases and (answer := _phrased(tail[phrases[-1].end() :])):
@@ -68,8 +74,15 @@ def final_answer(completion: str) -> str:
 
 def last_box(completion: str) -> str:
     r"""What stands in the last `\boxed{...}`, or in several that are joined; empty without any."""
-    text = completion[-MAX_COMPLETION_CHARS:].rpartition("</think>")[2]
+    text = without_thinking(completion)
     return next(reversed(_chains(text, list(_boxes(text)))), "")
+
+
+def without_thinking(completion: str) -> str:
+    """The end of the completion, without what was thought before it: all up to the last
+    `</think>`, and all from a `<think>` that is not closed.
+    """
+    return completion[-MAX_COMPLETION_CHARS:].rpartition("</think>")[2].partition("<think>")[0]
 
 
 def parts(answer: str) -> list[str]:
@@ -91,6 +104,11 @@ def parts(answer: str) -> list[str]:
 
 
 def _boxes(text: str) -> Iterator[_Piece]:
+    bare = (_Piece(m.start(), m.end(), m[1]) for m in list(_BARE_BOX.finditer(text))[-_MAX_BOXES:])
+    yield from sorted([*bare, *_braced(text)])
+
+
+def _braced(text: str) -> Iterator[_Piece]:
     for opening in list(_BOX.finditer(text))[-_MAX_BOXES:]:
         depth = 1
         limit = opening.end() + MAX_ANSWER_CHARS

@@ -24,7 +24,11 @@ _GROUPED = r"\d{1,3}(?:,\d{3}){1,40}(?!\d)"
 _UNSIGNED = rf"(?:(?:{_GROUPED}|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{{1,20}}(?!\w))?"
 _NUMBER = re.compile(rf"([-+]?)({_UNSIGNED})\.?", re.ASCII)
 _RATIO = re.compile(rf"([-+]?)({_UNSIGNED})\s?/\s?({_UNSIGNED})", re.ASCII)
-_IN_TEXT = re.compile(rf"(?<![\w^.])({_UNSIGNED})(?:\s?/\s?({_UNSIGNED}))?", re.ASCII)
+_IN_TEXT = re.compile(
+    # Not in a name or an exponent, nor after `2.` in `1.2.3`; but after an ellipsis.
+    rf"(?<![\w^])(?<!\d\.)(?:(?<!\.)|(?!\.))({_UNSIGNED})(?:\s?/\s?({_UNSIGNED}))?",
+    re.ASCII,
+)
 
 _FRAC = re.compile(
     r"(?:(?<![\d.,^_])(\d{1,9})\s?)?\\[dt]?frac\s?"
@@ -34,6 +38,7 @@ _FRAC = re.compile(
 _REPEATING = re.compile(
     r"(?<![\d.,])(\d{0,40})\.(\d{0,40})\\(?:overline|bar)\s?\{\s?(\d{1,40})\s?\}", re.ASCII
 )
+_DOTTED = re.compile(r"\\dot\s?(?:\{(\d)\}|(\d))(?:(\d{0,40})\\dot\s?(?:\{(\d)\}|(\d)))?", re.ASCII)
 _POWER_OF_TEN = re.compile(
     r"(?<=\d)\s{0,2}(?:\\times|\\cdot|×|·|\*)\s{0,2}10\s?\^\s?"
     r"(?:\{\s?([-+]?\d{1,4})\s?\}|([-+]?\d{1,4}))",
@@ -51,7 +56,7 @@ def plain_digits(text: str) -> str:
         text = text.translate(_SAME)
     if "\\" in text or "{,}" in text:
         text = _SPACED_GROUP.sub(lambda m: "," if "{" in m[0] else "", text)
-        text = _REPEATING.sub(_repeating_text, _FRAC.sub(_ratio_text, text))
+        text = _REPEATING.sub(_repeating_text, _overlined(_FRAC.sub(_ratio_text, text)))
     return _POWER_OF_TEN.sub(lambda m: f"e{m[1] or m[2]}", text) if "^" in text else text
 
 
@@ -65,7 +70,12 @@ def as_latex(text: str) -> str:
         return text
     text = _SPACED_GROUP.sub("", text)
     text = _FRAC.sub(lambda m: m[0] if m[1] is None else _as_frac(_ratio_text(m)), text)
-    return _REPEATING.sub(lambda m: _as_frac(_repeating_text(m)), text)
+    return _REPEATING.sub(lambda m: _as_frac(_repeating_text(m)), _overlined(text))
+
+
+def _overlined(text: str) -> str:
+    r"""Repeating decimals in the other notation, `0.1\dot{4}2\dot{8}`, with a line over them."""
+    return _DOTTED.sub(lambda m: f"\\overline{{{''.join(filter(None, m.groups()))}}}", text)
 
 
 def _as_frac(ratio: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import socket
 
 from cipo_jax.verify import code, protocol
@@ -130,7 +131,7 @@ class Answerer:
             frame = None
         if frame is None:
             end = self._end()
-            if end.is_ready and end.status == programs.MEMORY:
+            if end.is_ready and end.status in (programs.MEMORY, -signal.SIGABRT):  # GMP aborts
                 return unknown("memory")
             raise SandboxError(f"the judge of answers ended with {end.status}.")
         self._num_judged += 1

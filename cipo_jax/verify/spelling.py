@@ -13,10 +13,29 @@ from cipo_jax.verify.number import as_latex, plain_digits
 _FORMATTING = re.compile(
     r"(?<!\\)\\(?:(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|[,!;:()\[\] ]|$)|[$~]|^\s*=\s*"
 )
+_DIGITS = re.compile(r"[-+]?\d[\d,/]*(?:\.\d*)?", re.ASCII)
+_BOLD = re.compile(r"^\s*\*\*(.*)\*\*\s*$")
+_FONT = re.compile(r"\\(?:bf|rm|it|sf|tt)(?![A-Za-z])")
+_NAME_OF_QUANTITY = re.compile(r"^\s*\\(?:text|mathrm|mbox)\{[A-Za-z ]{1,60}\}\s*=")
+_DOUBLE_BRACES = re.compile(r"\{(\{[^{}\\]*\})\}")
+_TYPED_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
 _LOOSE_SPACE = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 _ONE_CHAR_GROUP = re.compile(r"([_^])\{(\w)\}")
+_FINAL_STOP = re.compile(r"(?<!\.)\.$")
+_ANGLE_IN_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s?\^\s?(?:\{\s?\\circ\s?\}|\\circ(?![A-Za-z]))")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_OUTWARD_INTERVAL = re.compile(r"([\[\]])([^\[\](),]{1,200}),([^\[\](),]{1,200})([\[\]])")
+_SET_BUILDER = re.compile(
+    r"^\s*\\\{\s*[A-Za-z]\s*(?:\\in\s*(?:\\mathbb\s?\{?R\}?|ℝ)\s*)?(?:\\mid|\\vert|\||:)"
+    r"(.{1,400})\\\}\s*$"
+)
 _SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3}){1,40}(?:\.\d+)?", re.ASCII)
 
+_USUAL = {
+    **{"\\dfrac": "\\frac", "\\tfrac": "\\frac", "\\varnothing": "\\emptyset"},
+    **{"\\%": "%", "\\$": "", "\\langle": "(", "\\rangle": ")", "**": "^", "{:}": ":"},
+}
 _COMMANDS = str.maketrans(
     {
         **{"∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset "},
@@ -45,7 +64,16 @@ def tidy(text: str) -> str:
     r"""The same for reading as mathematics: fractions stay LaTeX, since `1/4\pi` is not
     `\frac{1}{4}\pi`.
     """
-    return _squeezed(as_latex(in_latex(text)))
+    text = _squeezed(as_latex(in_latex(text)))
+    text = _OUTWARD_INTERVAL.sub(_inward, _SET_BUILDER.sub(r"\1", text))
+    if _TRIGONOMETRIC.search(text):
+        text = _ANGLE_IN_DEGREES.sub(r"{\\frac{\1\\pi}{180}}", text)
+    return text
+
+
+def unwrapped(text: str) -> str:
+    r"""What `formatless` gives, without `\text{...}` and its kin around words."""
+    return _squeezed(_TEXT.sub(r" \1 ", text)) if "{" in text else text
 
 
 def in_latex(text: str) -> str:
@@ -62,16 +90,30 @@ def in_latex(text: str) -> str:
 
 
 def _squeezed(text: str) -> str:
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    text = text.replace("\\varnothing", "\\emptyset").replace("\\%", "%").replace("\\$", "")
+    if _DIGITS.fullmatch(text):
+        return text.removesuffix(".")
+    text = _NAME_OF_QUANTITY.sub("", _FONT.sub(" ", _BOLD.sub(r"\1", text)))
+    text = _TYPED_PI.sub(r"\\pi ", text)
+    for spelling, usual in _USUAL.items():
+        text = text.replace(spelling, usual)
+    while (single := _DOUBLE_BRACES.sub(r"\1", text)) != text:
+        text = single
     text = _ONE_CHAR_GROUP.sub(r"\1\2", _FORMATTING.sub(" ", text).strip())
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
-    return _LOOSE_SPACE.sub("", text).rstrip(".")
+    return _FINAL_STOP.sub("", _LOOSE_SPACE.sub("", text))
 
 
 def _plain(text: str) -> str:
     return unicodedata.normalize("NFKC", text).replace("−", "-")
+
+
+def _inward(match: re.Match[str]) -> str:
+    """An interval in brackets that turn outward where an end is open: `]0,1]` as `(0,1]`."""
+    opening, low, high, closing = match.groups()
+    if (opening, closing) == ("[", "]"):
+        return match[0]
+    return f"{'(' if opening == ']' else '['}{low},{high}{')' if closing == '[' else ']'}"
 
 
 def _fraction(match: re.Match[str]) -> str:

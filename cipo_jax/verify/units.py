@@ -4,6 +4,7 @@ answer differ from the reference.
 
 from __future__ import annotations
 
+import functools
 import re
 
 _WRAPPED = re.compile(r"\\(?:text|mathrm|mbox|textrm|operatorname|rm)\s?\{([^{}]{0,60})\}")
@@ -56,6 +57,18 @@ def without_unit(answer: str, unit: str) -> str:
     return answer
 
 
+@functools.lru_cache(maxsize=1024)
+def known_unit(answer: str) -> str:
+    """The symbol of the unit, of those in `SPELLED`, that the answer carries; else empty."""
+    flat = _flat(answer)
+    for name, symbol in _known_names():
+        if (flat.endswith(name) and _is_value(flat.removesuffix(name))) or (
+            flat.startswith(name) and _is_value(flat.removeprefix(name))
+        ):
+            return symbol
+    return ""
+
+
 def has_unit(answer: str) -> bool:
     r"""Whether the answer looks like a number with a unit (`5 m`, `3 m/s`, `2 \text{ cm}^2`)."""
     return _NUMBER_WITH_UNIT.fullmatch(_flat(answer)) is not None
@@ -67,15 +80,28 @@ def _flat(text: str) -> str:
     return _EXPONENT.sub(r"^\1", text)
 
 
-def _names(unit: str) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def _names(unit: str) -> frozenset[str]:
     flat = _flat(unit)
-    same = {flat}
+    return frozenset({flat}.union(*(group for group in _groups().values() if flat in group)))
+
+
+@functools.cache
+def _groups() -> dict[str, set[str]]:
+    """The names of each symbol of `SPELLED`, flat, in singular and plural."""
+    groups = {}
     for symbol, spelled in SPELLED.items():
-        group = {_flat(symbol), *(_flat(name) for name in spelled)}
-        group |= {name + "s" for name in group if len(name) > 2}
-        if flat in group:
-            same |= group
-    return same
+        names = {_flat(symbol), *(_flat(name) for name in spelled)}
+        names.discard("")
+        groups[symbol] = names | {name + "s" for name in names if len(name) > 2}
+    return groups
+
+
+@functools.cache
+def _known_names() -> list[tuple[str, str]]:
+    """(name, symbol), the longest names first: `cm` before `m`."""
+    found = [(name, symbol) for symbol, names in _groups().items() for name in names]
+    return sorted(found, key=lambda pair: -len(pair[0]))
 
 
 def _is_value(text: str) -> bool:
