@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,26 @@ def test_the_filter_decides_every_call_by_the_list(machine: str, strict: bool) -
     assert decide(code, 0, (), 0x40000003) == KILL
     if machine == "x86_64":
         assert decide(code, 0x40000027, (), ARCH[machine]) == KILL
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_kernel_takes_the_filter_of_the_other_machine(strict: bool) -> None:
+    """It checks every jump and the length, and then kills, since no call comes from that machine.
+    The control: a filter with a jump too far is refused.
+    """
+    other = {"x86_64": "aarch64", "aarch64": "x86_64"}[kernel.MACHINE]
+    code = seccomp.program(other, pid=1, strict=strict)
+    fates = []
+    for each in (code, code[: 8 * 20]):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+                seccomp.install(each)
+            finally:
+                os._exit(7)
+        fates.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    assert fates == [-signal.SIGSYS, 7]
 
 
 @pytest.mark.parametrize("name", ["socket", "ptrace", "kill", "execve", "mount", "bpf", "unshare"])

@@ -210,6 +210,17 @@ def wait_until(condition: Callable[[], object], within_s: float = 30.0) -> None:
         time.sleep(0.01)
 
 
+def test_the_system_would_rather_kill_a_program_than_the_trainer(pool: VerifierPool) -> None:
+    """Every process of the sandbox, down to the running program; the control is this one."""
+    slow = program("import time\ntime.sleep(0.5)\nprint(42)")
+    future = pool.submit(slow, FORTY_TWO)
+    wait_until(lambda: any(map(runs_a_program, family(os.getpid()))))
+    adjustments = {Path(f"/proc/{pid}/oom_score_adj").read_text() for pid in family(os.getpid())}
+    assert adjustments == {"1000\n"}
+    assert int(Path("/proc/self/oom_score_adj").read_text()) < 1000
+    assert future.result().reward == 1.0
+
+
 @pytest.mark.parametrize("victims", ["all", "program"])
 def test_survives_the_death_of_its_processes(victims: str) -> None:
     """All cells, or the program alone (as the system does for want of memory), are killed while it

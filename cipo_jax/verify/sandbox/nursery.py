@@ -7,6 +7,7 @@ the symbolic algebra loaded (`math`).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -35,6 +36,7 @@ def main(descriptor: int, kind: str, trainer: int, hooks: preload.Hooks) -> NoRe
     """
     connection = socket.socket(fileno=descriptor)
     try:
+        _be_killed_first()
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
         preload.load(kind)
@@ -73,6 +75,14 @@ def main(descriptor: int, kind: str, trainer: int, hooks: preload.Hooks) -> NoRe
         children -= _reap()
     _end(children)
     os._exit(0)
+
+
+def _be_killed_first() -> None:
+    """Where memory runs out the system ends these processes, whose work can be done again, and not
+    the trainer, which is larger. Before they hide from /proc, where this is said.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def _readable(kind: str) -> list[str]:
