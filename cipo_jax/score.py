@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from cipo_jax.config import Config
+from cipo_jax.microbatch import microbatches_of, row_logprobs
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.records import Batch
 from cipo_jax.sharding import batch_shardings
-from cipo_jax.train_step import microbatches_of, row_logprobs
 
 Scorer = Callable[[Params, Batch], Float32[Array, "B T"]]
 

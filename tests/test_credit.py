@@ -42,6 +42,7 @@ from cipo_jax.credit import credit_base, credit_corrections
 from cipo_jax.iteration import HostState, Iteration, Library, iterate
 from cipo_jax.method.anchors import Sampled
 from cipo_jax.method.mix import packing
+from cipo_jax.microbatch import row_logprobs
 from cipo_jax.model.load import load_model
 from cipo_jax.prompts import ProblemStream, Renderer
 from cipo_jax.records import Batch, Stream
@@ -50,7 +51,7 @@ from cipo_jax.score import make_scorer
 from cipo_jax.sharding import make_mesh
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.tokenizer import byte_tokenizer, eos_ids
-from cipo_jax.train_step import abstract_state, init_state, make_train_step, row_logprobs
+from cipo_jax.train_step import abstract_state, init_state, make_train_step
 from cipo_jax.verify.pool import VerifierPool
 from cipo_jax.verify.verdict import NumberReference
 

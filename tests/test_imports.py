@@ -25,6 +25,7 @@ ROOMS = [
     "logprobs",
     "sampler",
     "method",
+    "microbatch",
     "checkpoint",
     "policy",
     "optim",
