@@ -298,7 +298,10 @@ def _bit_sum(x: jax.Array) -> UInt32[jax.Array, ""]:
         return of_part(x, jnp.uint32(0))
     # Stacked over layers: one at a time, so that the hashes of a layer are all there is.
     starts = jnp.arange(x.shape[0], dtype=jnp.uint32)
-    add = lambda total, part: (total + of_part(*part), None)  # noqa: E731
+
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        return total + of_part(*part), None
+
     total, _ = jax.lax.scan(add, jnp.uint32(0), (x, starts))
     return total
 

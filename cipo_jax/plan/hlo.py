@@ -27,7 +27,7 @@ class Instruction:
     """Attributes."""
 
     def attribute(self, name: str) -> str | None:
-        match = re.search(rf"\b{name}=(%[\w.\-]+|\w+)", self.rest)
+        match = re.search(rf'\b{name}="?(%[\w.\-]+|\w+)', self.rest)
         return match[1] if match else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -100,7 +100,7 @@ def of(text: str, trips: LoopTrips) -> Movement:
         types = {i.name: i.type for i in computation.instructions}
         for i in computation.instructions:
             if i.opcode == "custom-call":
-                kernels.add(re.search(r'custom_call_target="([^"]*)"', i.rest)[1])  # type: ignore[index]
+                kernels.add(i.attribute("custom_call_target") or "")
             collective = _collective(i, computation, computations)
             if collective is not None:
                 kind, says = collective
@@ -111,10 +111,10 @@ def of(text: str, trips: LoopTrips) -> Movement:
             if not is_fused:
                 traffic += times * _traffic(i, types, computations)
     static: Counter[tuple[str, int, int]] = Counter()
-    runs: Counter[tuple[str, int, int]] = Counter()
+    runs: defaultdict[tuple[str, int, int], float] = defaultdict(float)
     for kind, group, size, times in found.values():
         static[kind, group, size] += 1
-        runs[kind, group, size] += times  # type: ignore[assignment]
+        runs[kind, group, size] += times
     collectives = [
         Collective(
             kind=kind, group=group, result_bytes=size, static=n, runs=runs[kind, group, size]
@@ -192,7 +192,7 @@ def _step(condition: Computation, body: Computation) -> int:
     counter = next((i for i in read if i.opcode == "get-tuple-element"), None)
     if counter is None or body.root.opcode != "tuple":
         return 1
-    place = int(re.search(r"index=(\d+)", counter.rest)[1])  # type: ignore[index]
+    place = int(counter.attribute("index") or 0)
     added = body.by_name[body.root.operands[place]]
     numbers = [body.by_name[name] for name in added.operands if added.opcode == "add"]
     return next((int(i.inside) for i in numbers if i.opcode == "constant"), 1)
