@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from cipo_jax.verify import code
+from cipo_jax.verify import code, fenced
 
 FENCE = "```"
 DOCUMENTED = f"def f():\n    '''\n    {FENCE}\n    f()\n    {FENCE}\n    '''\n"
@@ -53,7 +53,7 @@ DOCUMENTED = f"def f():\n    '''\n    {FENCE}\n    f()\n    {FENCE}\n    '''\n"
     ],
 )  # fmt: skip
 def test_extract(completion: str, function: str, program: str) -> None:
-    assert code.extract(completion, function=function) == program
+    assert fenced.extract(completion, function=function) == program
 
 
 def test_extract_is_linear_in_hostile_text() -> None:
@@ -64,7 +64,7 @@ def test_extract_is_linear_in_hostile_text() -> None:
                  "f\n" * 500_000, "   ```python\n" * 80_000, (" " * 40 + "\n") * 25_000,
                  "```py\n~~~\n" * 90_000, "```" + "py" * 500_000,
                  "</think>" * 100_000):  # fmt: skip
-        code.extract(text, function="f")
+        fenced.extract(text, function="f")
     assert time.process_time() - started < 8.0
 
 

@@ -1,4 +1,4 @@
-"""Judging programs: what the model wrote is taken out of its text, run, and compared outside.
+"""Judging programs: what the model wrote is run, and what comes of it is compared outside.
 
 No expected value ever enters the process that runs model code. Standard output and returned values
 come back as plain data and are compared here; tests made of assertions run in a second process that
@@ -19,8 +19,9 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from cipo_jax.verify import protocol, values
+from cipo_jax.verify.fenced import extract
 from cipo_jax.verify.protocol import Exit, Limits
-from cipo_jax.verify.sandbox import programs
+from cipo_jax.verify.sandbox import programs, tester
 from cipo_jax.verify.sandbox.host import GRACE_S, Cell, SandboxError
 from cipo_jax.verify.sandbox.runner import Run, run
 from cipo_jax.verify.verdict import (
@@ -38,76 +39,12 @@ from cipo_jax.verify.verdict import (
 MAX_SOURCE = 65_536
 """Characters of a program; a longer one is wrong, unread."""
 
-MAX_COMPLETION = 2**20
-"""Only the end of a longer completion is read."""
-
-# One way to match a line, so that hostile text costs no more than its length.
-_FENCE = re.compile(r"^([ \t]{0,32})(`{3,}|~{3,})([^\n`]*)$", re.MULTILINE)
-_PYTHON = re.compile(r"\s{0,8}\{?\.?(?:python|py)[\d.]{0,8}(?![\w-])", re.IGNORECASE)
 _FUTURE = re.compile(r"^from __future__ import (?:\([\w,\s]*\)|[\w, ]+).*$", re.MULTILINE)
 _DECIMAL = re.compile(r"[+-]?(\d{1,40}\.\d{0,40}|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
-_BYTE_ORDER_MARK = "\ufeff"
 _SPARE_OUTPUT = 65_536
 """Bytes that a program may print beyond twice what is expected, where that is over the limit."""
-
-
-def extract(completion: str, *, function: str = "") -> str:
-    """The program in a completion: its last fenced Python block, or all of it where none is fenced.
-
-    Text before a closing `</think>` doesn't count. A block without a language is taken for Python
-    only where none says that it is, since examples of output are often fenced as well. Where a
-    function is asked for, the last block that defines it is taken, since an example of its use
-    often follows. A block that is never closed runs to the next that begins, or to the end. Of a
-    block in a list the fence's own indentation is taken off.
-    """
-    text = completion[-MAX_COMPLETION:].rpartition("</think>")[2]
-    named, nameless = [], []
-    opening = None
-    for fence in [*_FENCE.finditer(text), None]:
-        if opening is not None and _ends(opening, fence):
-            block = _block(text, opening, len(text) if fence is None else fence.start())
-            if _PYTHON.match(opening[3]):
-                named.append(block)
-            elif not opening[3].strip():
-                nameless.append(block)
-            is_closing = fence is not None and not fence[3].strip()
-            opening = None if is_closing else fence
-        elif opening is None and fence is not None and _opens(fence):
-            opening = fence
-    if not named and not nameless:
-        return text.removeprefix(_BYTE_ORDER_MARK)
-    blocks = _defining(function, named) or _defining(function, nameless) or named or nameless
-    return blocks[-1].removeprefix(_BYTE_ORDER_MARK)
-
-
-def _opens(fence: re.Match[str]) -> bool:
-    """Deeper than three columns, plain text may hold what looks like one."""
-    return len(fence[1]) <= 3 or _PYTHON.match(fence[3]) is not None
-
-
-def _ends(opening: re.Match[str], fence: re.Match[str] | None) -> bool:
-    """Whether a block ends at this fence: at the end of the text, at the fence that closes it, or
-    at one that begins a block of Python.
-    """
-    if fence is None:
-        return True
-    is_like = fence[2].startswith(opening[2]) and len(fence[1]) <= len(opening[1]) + 3
-    return is_like and (not fence[3].strip() or _PYTHON.match(fence[3]) is not None)
-
-
-def _block(text: str, opening: re.Match[str], end: int) -> str:
-    block = text[opening.end() + 1 : end]
-    indent = opening[1]
-    return re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) if indent else block
-
-
-def _defining(function: str, blocks: list[str]) -> list[str]:
-    """The blocks that define a function or class of this name."""
-    name = re.escape(function)
-    pattern = re.compile(rf"\b(def|class)\s+{name}\b|^{name}\s*=", re.MULTILINE)
-    return [block for block in blocks if function and pattern.search(block)]
 
 
 def judge_stdio(
@@ -200,16 +137,16 @@ def judge_asserts(
     orders = {"function": reference.function}
     solver_orders = orders | {"source": _joined(reference.prelude, source)}
     tester_orders = orders | {"prelude": reference.prelude, "tests": reference.tests}
-    solver, tester = cell("solver"), cell("tester")
+    solver_cell, tester_cell = cell("solver"), cell("tester")
     solver_end, tester_end = socket.socketpair()
     report = protocol.anonymous_file()
     try:
         with solver_end, tester_end:
-            _start(solver, "solver", solver_orders, solver_end, None, limits)
-            _start(tester, "tester", tester_orders, tester_end, report, limits)
-        tested = tester.wait(limits.wall_s + GRACE_S)
-        solver.stop()
-        solved = solver.wait(GRACE_S)
+            _start(solver_cell, "solver", solver_orders, solver_end, None, limits)
+            _start(tester_cell, "tester", tester_orders, tester_end, report, limits)
+        tested = tester_cell.wait(limits.wall_s + GRACE_S)
+        solver_cell.stop()
+        solved = solver_cell.wait(GRACE_S)
         complaint = protocol.content(report, limits.output_bytes)
     finally:
         os.close(report)
@@ -221,13 +158,13 @@ def judge_asserts(
     if tested.is_timeout:
         return wrong("timeout")
     match tested.status:
-        case programs.PASSED:
+        case tester.PASSED:
             return right()
-        case programs.FAILED:
+        case tester.FAILED:
             return wrong("wrong_answer", tests=said)
-        case programs.RAISED:
+        case tester.RAISED:
             return wrong("runtime_error", tests=said)
-        case programs.SOLVER_GONE:
+        case tester.SOLVER_GONE:
             return wrong(_failure(solved, limits) or "no_result")
     if tested.status == programs.MEMORY or tested.status < 0:
         # Sound tests do so only on a value that no sound function returns.

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from cipo_jax.verify import code
+from cipo_jax.verify import code, fenced
 from cipo_jax.verify.remote import Endpoint, EndpointError, ThreadedPool
 from cipo_jax.verify.verdict import (
     NumberReference,
@@ -61,7 +61,7 @@ class FusionPool(ThreadedPool):
     def _judge(self, completion: str, reference: Reference) -> Verdict:
         assert isinstance(reference, StdioReference)
         deadline = time.monotonic() + self._deadline_s
-        source = code.extract(completion)
+        source = fenced.extract(completion)
         if not source.strip():
             return wrong("no_answer")
         if len(source) > code.MAX_SOURCE:
