@@ -203,6 +203,8 @@ ENTRY %main (x: bf16[2,4], y: f32[32]) -> f32[32] {
     assert (gather.runs, gather.group, gather.sent_bytes) == (1, 4, 64 * 3 / 4)
     assert (scatter.runs, scatter.result_bytes, scatter.sent_bytes) == (1, 32, 32 * 3)
     assert (reduce.runs, reduce.group, reduce.sent_bytes) == (1, 4, 2 * 128 * 3 / 4)
+    in_another_order = text.replace("'j'=4]", "'j'=4], device_ids=([4,2]T(1,0))")
+    assert movement.of(in_another_order, run_once) == movement.of(text, run_once)
 
 
 def test_collectives_of_a_shard_map_count_each_for_itself():

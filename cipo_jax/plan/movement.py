@@ -236,7 +236,7 @@ def _group_size(rest: str) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]*)\}", rest):
         return len(match[1].split(","))
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         by_axis = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
         return math.prod(int(by_axis[axis]) for axis in re.findall(r"'(\w+)'", match[2]))
     if "source_target_pairs" in rest:
