@@ -81,6 +81,12 @@ def test_refuses_where_nothing_holds_and_says_the_way_out() -> None:
     assert allowed["verdict"] == "right"
 
 
+def test_a_level_that_is_asked_for_and_does_not_hold_is_refused_by_name() -> None:
+    command = ["-m", "hostile.crippled", LANDLOCK_CREATE, "hostile.run", "landlock"]
+    refused = run(elsewhere.as_this_user(*command))["refused"]
+    assert "verify.isolation is 'landlock'" in refused
+
+
 def test_a_program_is_never_run_when_the_lock_down_fails() -> None:
     """The cell starts, but the kernel refuses the last step. The control differs in that only."""
     command = ["hostile.lockdown"]

@@ -487,12 +487,12 @@ def test_every_future_ends_when_the_pool_is_closed_meanwhile() -> None:
                 mine.append(pool.submit(program("print(42)"), FORTY_TWO))
                 if len(mine) % 3 == 0:
                     mine[-2].cancel()
-                time.sleep(0.001)
+                time.sleep(0.005)
 
     threads = [threading.Thread(target=submit, args=(mine,)) for mine in futures]
     for thread in threads:
         thread.start()
-    time.sleep(0.3)
+    time.sleep(0.2)
     closers = [threading.Thread(target=pool.close) for _ in range(2)]
     for thread in closers:
         thread.start()
