@@ -372,3 +372,91 @@ CASES += [
     for name, source in SOURCES.items()
     for form, reference in FORMS.items()
 ]
+
+# What a solver may say to the tests of another process, and what may become of them.
+TO_TESTS = [
+    (
+        "garbage frame",
+        "import os\nos.write(4,b'\\0\\0\\0\\5vnull')\ndef f(x): return 0",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "preloaded replies",
+        "import os\nfor _ in range(9): os.write(4,b'\\0\\0\\0\\5vtrue')\ndef f(x): return 0",
+        "assert f(3)\nassert f(4) is not True",
+    ),
+    (
+        "reply with exception named SystemExit",
+        "import os\nb=b'e[\"SystemExit\",\"0\"]'\nos.write(4,len(b).to_bytes(4,'big')+b)\ndef f(x): return 0",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "reply with exception named _BadTests",
+        "import os\nb=b'e[\"BaseException\",\"0\"]'\nos.write(4,len(b).to_bytes(4,'big')+b)\ndef f(x): return 0",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "reply KeyboardInterrupt",
+        "import os\nb=b'e[\"KeyboardInterrupt\",\"0\"]'\nos.write(4,len(b).to_bytes(4,'big')+b)\ndef f(x): return 0",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "reply with print as exception",
+        "import os\nb=b'e[\"print\",\"0\"]'\nos.write(4,len(b).to_bytes(4,'big')+b)\ndef f(x): return 0",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "reply e with dict text",
+        "import os\nb=b'e[\"ValueError\",{\"a\":1}]'\nos.write(4,len(b).to_bytes(4,'big')+b)\ndef f(x): return 0",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "reply NameError object",
+        "import os\nb=b'e[\"NameError\",\"name x is not defined\"]'\nos.write(4,len(b).to_bytes(4,'big')+b)\ndef f(x): return 0",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "raises NameError in loop",
+        "def f(x): raise NameError('zzz')",
+        "try: y=f(3)\nexcept Exception as e: pass\nprint(zzz)",
+    ),
+    (
+        "ImportError raised",
+        "def f(x): raise ImportError('math')",
+        "import math\nassert f(3) == 918273645\n",
+    ),
+    ("SyntaxError raised", "def f(x): raise SyntaxError('tests.py')", "assert f(3) == 918273645\n"),
+    (
+        "str that breaks format",
+        "def f(x): return '{0.__class__}'",
+        "assert '{}'.format(f(3)) == '1'\nassert f(3).format(f) == '1'",
+    ),
+    ("returns dict for kwargs", "def f(x=0,**k): return {'x':1,'y':2}", "assert f(**f(3)) == 5"),
+    ("empty for max", "def f(x): return []", "assert max(f(3)) == 5"),
+    ("tests that del", "def f(x): return 1", "x=f(3)\nif x==1: del x\nassert x == 5"),
+    (
+        "exit in middle",
+        "import os\nn=0\ndef f(x):\n    global n\n    n+=1\n    if n==2: os._exit(110)\n    return 918273645",
+        "assert f(3) == 918273645\nassert f(4)==5",
+    ),
+    (
+        "closes channel",
+        "import os\ndef f(x):\n    os.close(4)\n    return 918273645",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "dups /dev/null over channel",
+        "import os\ndef f(x):\n    os.dup2(1,4)\n    return 918273645",
+        "assert f(3) == 918273645\n",
+    ),
+    (
+        "slow drip",
+        "import os,time\ndef f(x):\n    for b in b'\\0\\0\\0\\5vtrue':\n        os.write(4,bytes([b]));time.sleep(.01)\n    os._exit(0)",
+        "assert f(3)==2",
+    ),
+]
+CASES += [
+    Case(name=f"c under tests: {name}", source=source, reasons=WRONG,
+         reference=AssertsReference(function="f", tests=tests))
+    for name, source, tests in TO_TESTS
+]  # fmt: skip

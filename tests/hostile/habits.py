@@ -199,6 +199,15 @@ _right("asserts loop and random", "def f(x): return sorted(x)", _asserts("import
 _right("asserts unittest style", "def f(x): return x+1", _asserts("import unittest\nclass T(unittest.TestCase):\n    def test(self): self.assertEqual(f(1),2)\nr=unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(T))\nassert r.wasSuccessful()"))
 _right("prints a lot under asserts", "def f(x):\n    print('x'*1000)\n    return x+1", _asserts("for i in range(100): assert f(i)==i+1"))
 _right("custom exception class caught by base", "class E(KeyError): pass\ndef f(x): raise E('k')", _asserts("try: f(1)\nexcept KeyError: pass\nelse: assert 0"))
+_right("asserts: with exception group", "def f(x):\n    raise ExceptionGroup('g',[ValueError('a')])", _asserts("try: f(3)\nexcept Exception as e: assert 'g' in str(e)\nelse: assert 0"))
+_right("asserts: kwargs only", "def f(*,x=1,**k): return x+k.get('y',0)", _asserts("assert f(x=2,y=3)==5\nassert f()==1"))
+_right("asserts: unittest.mock in tests", "def f(x): return x", _asserts("from unittest import mock\nassert f(1)==1"))
+_right("asserts: set and frozenset and bytes", "def f(x): return x", _asserts("for v in ({1,2},frozenset({3}),b'ab',bytearray(b'x'),(1,(2,)),{'a':{1:None}},1j,-0.0,10**400,'\\ud800'):\n    assert f(v)==v, v"))
+_right("asserts: many calls", "def f(x): return x*2", _asserts("for i in range(3000): assert f(i)==2*i"))
+_right("asserts: nested function recursion", "import sys\nsys.setrecursionlimit(10**6)\ndef f(n): return 0 if n==0 else 1+f(n-1)", _asserts("assert f(20000)==20000"))
+_right("atexit raises", "import atexit\nprint('safe')\natexit.register(lambda: 1/0)", _stdio("", "safe"))
+_right("program deletes main", "import sys\ndel sys.modules['__main__']\nprint('safe')", _stdio("", "safe"))
+_right("sets main to none", "import sys\nsys.modules['__main__']=None\nprint('safe')", _stdio("", "safe"))
 
 # Mistakes, and what they are called.
 _wrong("None instead", "def f(n): print(n+1)", _calls(((1,),2)), "wrong_answer")
