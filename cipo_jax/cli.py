@@ -489,9 +489,16 @@ def _verify_serve(parsed: argparse.Namespace, rest: list[str]) -> int:
     from cipo_jax.verify.remote import TOKEN_VARIABLE
     from cipo_jax.verify.service import serve
 
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token:
+        raise ValueError(
+            f"the environment variable {TOKEN_VARIABLE} must hold the secret that every request "
+            f"has to carry: export {TOKEN_VARIABLE}=$(python -c 'import secrets; "
+            "print(secrets.token_urlsafe())'), and the same on the trainers."
+        )
     serve(
         Verify(workers=parsed.workers, deadline_s=parsed.deadline_s),
-        token=os.environ.get(TOKEN_VARIABLE, ""),
+        token=token,
         host=parsed.host,
         port=parsed.port,
     )

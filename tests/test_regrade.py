@@ -43,7 +43,8 @@ def test_the_same_verifier_changes_nothing(tmp_path: Path, pool: VerifierPool) -
     found = regrade(tmp_path, pool)
     assert found.changes == []
     assert (found.num_groups, found.num_groups_changed) == (1, 0)
-    assert "changed" not in found.table()
+    assert found.table().startswith("2 samples of 1 step judged again: none changed\n")
+    assert found.table().count("changed") == 1
 
 
 def test_what_would_have_changed(tmp_path: Path, pool: VerifierPool) -> None:
@@ -72,9 +73,11 @@ def test_what_would_have_changed(tmp_path: Path, pool: VerifierPool) -> None:
     assert (found.num_groups, found.num_groups_changed) == (5, 3)
     assert found.num_anchors_changed == 1
     assert found.table().splitlines() == [
-        "step 1, base, problem p, sample 0: wrong (ok), now right (ok)",
-        "step 1, correction, problem p, sample 0: unknown (ok), now right (ok)",
-        "step 2, base, problem p, sample 0: right (ok), now wrong (wrong_answer)",
+        "6 samples of 2 steps judged again: 3 changed",
+        "  step 1, base, problem p, sample 0: wrong (ok), now right (ok)",
+        "  step 1, correction, problem p, sample 0: unknown (ok), now right (ok)",
+        "  step 2, base, problem p, sample 0: right (ok), now wrong (wrong_answer)",
+        "",
         "stream      then     now        samples",
         "base        right    right            1",
         "base        right    wrong            1  changed",
@@ -84,9 +87,21 @@ def test_what_would_have_changed(tmp_path: Path, pool: VerifierPool) -> None:
         "correction  right    right            1",
         "correction  unknown  right            1  changed",
         "correction  right of those judged: 100.0% then, 100.0% now",
+        "",
         "3 of 5 groups would have had other advantages",
-        "1 correction groups started from an attempt that changes between right and not right",
+        "1 correction group started from an attempt that changes between right and not right",
     ]
+
+
+@pytest.mark.parametrize("length", [0, 3000])
+def test_a_file_that_was_cut_off_is_named(tmp_path: Path, pool: VerifierPool, length: int) -> None:
+    store(tmp_path, [row(1, "It is 7.", "right")], [row(2, "It is 7.", "right")])
+    (tmp_path / "rollouts/step_000003.tmp").write_bytes(b"PAR1")  # of a run that goes on
+    assert regrade(tmp_path, pool).num_steps == 2
+    last = tmp_path / "rollouts/step_000002.parquet"
+    last.write_bytes(last.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"step_000002\.parquet can't be read .* move it out"):
+        regrade(tmp_path, pool)
 
 
 def test_a_run_without_rollouts_says_how_to_get_them(tmp_path: Path, pool: VerifierPool) -> None:

@@ -109,4 +109,4 @@ def test_texts_and_numbers_need_no_processes() -> None:
     references = [TextReference(answers=("A",)), NumberReference(answer="1")]
     assert isinstance(open_judge(Verify(), references), InlineJudge)
     with pytest.raises(TypeError, match="StdioReference"):
-        InlineJudge().submit("1", StdioReference(cases=()))
+        InlineJudge().submit("1", StdioReference(cases=(("", "1"),)))

@@ -1,5 +1,6 @@
 """The verifier service over real connections: a real server, real workers, real failures."""
 
+import gzip
 import http.client
 import http.server
 import json
@@ -27,6 +28,7 @@ from cipo_jax.verify import (
     Status,
     StdioReference,
     VerifierPool,
+    service,
 )
 from cipo_jax.verify.fusion import FusionPool
 from cipo_jax.verify.remote import (
@@ -36,7 +38,7 @@ from cipo_jax.verify.remote import (
     RemotePool,
     open_pool,
 )
-from cipo_jax.verify.service import make_app, serve
+from cipo_jax.verify.service import ImpatientProtocol, make_app, serve
 from cipo_jax.verify.wire import encode_reference
 
 TOKEN = "a-token-for-the-tests-only"
@@ -62,7 +64,9 @@ def pool() -> Iterator[VerifierPool]:
 @pytest.fixture(scope="module")
 def address(pool: VerifierPool) -> Iterator[str]:
     app = make_app(pool, token=TOKEN, max_pending=MAX_PENDING, max_body_bytes=MAX_BODY_BYTES)
-    config = uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none")
+    config = uvicorn.Config(
+        app, port=0, http=ImpatientProtocol, log_level="critical", lifespan="off", ws="none"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -70,7 +74,9 @@ def address(pool: VerifierPool) -> Iterator[str]:
         assert thread.is_alive(), "the server did not start"
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "HEAD_TIMEOUT_S", 1.0)
+        yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join()
 
@@ -163,6 +169,12 @@ def test_a_short_token_is_refused_at_the_start(pool: VerifierPool) -> None:
         (b'{"completion": "1", "reference": "x"}', 422),
         (json.dumps({"completion": "1", "reference": "[" * 50_000}).encode(), 422),
         (question("1", NumberReference(answer="seven")), 422),
+        (question("7", SEVEN)[:-1] + b', "id": "1"}', 400),
+        (question("7", SEVEN) + b" {}", 400),
+        (b'{"completion": NaN, "reference": NaN}', 400),
+        (b'{"completion": ["7"], "reference": {}}', 400),
+        (b'{"completion":' * 5_000, 400),
+        (gzip.compress(b" " * 10**7 + question("7", SEVEN)), 400),
         (b"x" * (MAX_BODY_BYTES + 1), 413),
     ],
     ids=lambda value: str(value)[:40],
@@ -196,6 +208,30 @@ def test_an_endless_body_is_cut_off(address: str) -> None:
             pass
     assert sent < 50 * MAX_BODY_BYTES
     assert ask(address, question(RIGHT_PROGRAM, SEVEN))[0] == 200
+
+
+@pytest.mark.parametrize("length", ["-5", "seven", "9" * 5000, "99999999999"])
+def test_a_length_that_is_a_lie_is_refused(address: str, length: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /verify HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    with socket.create_connection((host, int(port)), timeout=20) as connection:
+        connection.sendall(f"{head}Content-Length: {length}\r\n\r\n".encode())
+        assert connection.recv(64).split()[1] in (b"400", b"413")
+
+
+def test_a_request_that_never_begins_is_hung_up_on(address: str) -> None:
+    """And one that is being judged for longer than that is not."""
+    host, port = address.removeprefix("http://").split(":")
+    slow = question(program("import time; time.sleep(1.5); print(7)  # slow"), SEVEN)
+    with ThreadPoolExecutor(1) as threads:
+        judged = threads.submit(ask, address, slow)
+        connections = [socket.create_connection((host, int(port)), timeout=20) for _ in range(20)]
+        for connection in connections:
+            connection.sendall(b"POST /verify HTTP/1.1\r\nX-Slow: ")
+        assert [connection.recv(64) for connection in connections] == [b""] * 20
+        assert judged.result()[0] == 200
+    for connection in connections:
+        connection.close()
 
 
 @pytest.mark.parametrize(
@@ -495,7 +531,7 @@ def test_fusion_is_a_runner_only(runs, status: Status, reason: str) -> None:
     with server_that(reply) as address, FusionPool(address, SETTINGS, deadline_s=2.0) as fusion:
         verdict = fusion.submit(RIGHT_PROGRAM, reference).result()
         with pytest.raises(TypeError, match="CallsReference needs a VerifierPool"):
-            fusion.submit("", CallsReference(function="f", cases=()))
+            fusion.submit("", CallsReference(function="f", cases=(((), 1),)))
     assert (verdict.status, verdict.reason) == (status, reason)
     assert len(seen) == len(runs)
     for path, record in seen:

@@ -15,6 +15,7 @@ from cipo_jax.verify.verdict import (
     NumberReference,
     Status,
     StdioReference,
+    TextReference,
     Verdict,
 )
 from cipo_jax.verify.wire import (
@@ -27,7 +28,7 @@ from cipo_jax.verify.wire import (
 REFERENCES = [
     NumberReference(answer="-1/2"),
     MathReference(answers=("1", "\\frac{1}{2}"), all_of=True, tolerance=0.01, unit="cm"),
-    MathReference(answers=()),
+    TextReference(answers=("yes",)),
     StdioReference(cases=(("1 2\n", "3\n"), ("", "\ud800"))),
     CallsReference(function="f", cases=(((1, [2], {"a": (1,)}), {1, 2}), ((), math.inf))),
     AssertsReference(function="f", tests="assert f() == 1", prelude="import math"),
@@ -62,6 +63,12 @@ def test_cases_keep_their_types(case) -> None:
         values.encode(("number", {1: "1"})),
         values.encode(("math", {"answers": ["1"]})),
         values.encode(("math", {"answers": ("1",), "all_of": 1})),
+        values.encode(("math", {"answers": ()})),
+        values.encode(("math", {"answers": ("1",), "tolerance": float("nan")})),
+        values.encode(("math", {"answers": ("1",), "tolerance": -0.1})),
+        values.encode(("stdio", {"cases": ()})),
+        values.encode(("stdio", {"cases": (("", ""),), "case_s": float("inf")})),
+        values.encode(("calls", {"function": "f", "cases": ()})),
         values.encode(("stdio", {"cases": (("", ""),), "language": "perl"})),
         values.encode(("calls", {"function": "f", "cases": ((1, 2),)})),
         values.encode({"number": {"answer": "1"}}),

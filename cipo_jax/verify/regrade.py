@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cipo_jax.verify.verdict import Reference, Status, Verdict
@@ -55,6 +56,7 @@ class Change:
 class Regraded:
     """The comparison, stream by stream."""
 
+    num_steps: int = 0
     statuses: dict[str, Counter[tuple[Status, Status]]] = field(default_factory=dict)
     """Samples by stream, status then and status now."""
     changes: list[Change] = field(default_factory=list)
@@ -67,10 +69,15 @@ class Regraded:
 
     def table(self) -> str:
         """The comparison as text."""
-        lines = [str(change) for change in self.changes[:SHOWN_CHANGES]]
+        num_samples = sum(sum(counts.values()) for counts in self.statuses.values())
+        lines = [
+            f"{_counted(num_samples, 'sample')} of {_counted(self.num_steps, 'step')} judged again: "
+            f"{f'{len(self.changes):,}' if self.changes else 'none'} changed",
+            *(f"  {change}" for change in self.changes[:SHOWN_CHANGES]),
+        ]
         if len(self.changes) > SHOWN_CHANGES:
-            lines.append(f"... and {len(self.changes) - SHOWN_CHANGES:,} more that changed")
-        lines += [f"{'stream':<12}{'then':<9}{'now':<9}{'samples':>9}"]
+            lines.append(f"  ... and {len(self.changes) - SHOWN_CHANGES:,} more")
+        lines += ["", f"{'stream':<12}{'then':<9}{'now':<9}{'samples':>9}"]
         for stream, counts in sorted(self.statuses.items()):
             for (before, after), count in sorted(
                 counts.items(), key=lambda item: [s.value for s in item[0]]
@@ -80,12 +87,13 @@ class Regraded:
                 lines.append(row)
             then, now = (_accuracy(counts, side) for side in (0, 1))
             lines.append(f"{stream:<12}right of those judged: {then} then, {now} now")
+        lines.append("")
         share = f"{self.num_groups_changed:,} of {self.num_groups:,} groups"
         lines.append(f"{share} would have had other advantages")
         if "correction" in self.statuses:
             lines.append(
-                f"{self.num_anchors_changed:,} correction groups started from an attempt that "
-                "changes between right and not right"
+                f"{_counted(self.num_anchors_changed, 'correction group')} started from an attempt "
+                "that changes between right and not right"
             )
         return "\n".join(lines)
 
@@ -95,26 +103,28 @@ def regrade(run_dir: Path, judge: Judge) -> Regraded:
 
     Memory holds one step at a time.
 
-    Raises: FileNotFoundError if the run has stored no rollouts.
+    Raises: FileNotFoundError if the run has stored no rollouts; ValueError for a file of them that
+      can't be read.
     """
     found = Regraded()
     for path in _rollout_files(run_dir):
-        rows = pq.read_table(path, columns=COLUMNS).to_pylist()
+        rows = _read(path, COLUMNS).to_pylist()
         pending = [
             judge.submit(row["completion"], decode_reference(row["reference"])) for row in rows
         ]
         _compare(found, rows, [future.result() for future in pending])
+        found.num_steps += 1
     return found
 
 
 def stored_references(run_dir: Path) -> list[Reference]:
     """The distinct references of a run's rollouts: they tell what kind of judge is needed.
 
-    Raises: FileNotFoundError if the run has stored no rollouts.
+    Raises: as `regrade`.
     """
     texts: set[str] = set()
     for path in _rollout_files(run_dir):
-        texts.update(pq.read_table(path, columns=["reference"])["reference"].to_pylist())
+        texts.update(_read(path, ["reference"])["reference"].to_pylist())
     return [decode_reference(text) for text in texts]
 
 
@@ -126,6 +136,16 @@ def _rollout_files(run_dir: Path) -> list[Path]:
             "the run's config."
         )
     return paths
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except pa.ArrowInvalid as error:
+        raise ValueError(
+            f"{path} can't be read ({error}). It was cut off or changed after the run wrote it; "
+            "move it out of the folder to judge the other steps."
+        ) from None
 
 
 def _compare(found: Regraded, rows: list[dict[str, Any]], verdicts: list[Verdict]) -> None:
@@ -163,6 +183,10 @@ def _compare(found: Regraded, rows: list[dict[str, Any]], verdicts: list[Verdict
         right_now.get((problem_id, text), was_right) != was_right
         for problem_id, text, was_right in anchors.values()
     )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _accuracy(counts: Counter[tuple[Status, Status]], side: int) -> str:

@@ -35,6 +35,7 @@ try:
     from starlette.requests import Request
     from starlette.responses import JSONResponse
     from starlette.routing import Route
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
 except ImportError as error:
     raise ImportError(
         "The verifier service needs starlette and uvicorn: pip install 'cipo-jax[service]'."
@@ -44,8 +45,9 @@ if TYPE_CHECKING:
     from cipo_jax.config import Verify
 
 MIN_TOKEN_CHARS = 16
+HEAD_TIMEOUT_S = 30.0
 BODY_TIMEOUT_S = 30.0
-"""A request must have arrived by then."""
+"""A request must have arrived by then, first its head and then its body."""
 REMEMBERED = 20_000
 """Verdicts that are kept for repeated questions."""
 
@@ -68,13 +70,39 @@ def serve(
       token: secret that every request must carry, at least 16 characters.
       max_pending: questions that may wait or be judged at one time; more are refused with 429.
       max_body_bytes: a larger request is refused with 413.
-    Raises: ValueError for a short token; SandboxError where no sandbox holds.
+    Raises: ValueError for a short token or no port; SandboxError where no sandbox holds.
     """
     _check_token(token)
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; it must be from 0 (any that is free) to 65535.")
     with VerifierPool(settings) as pool:
         print(pool.report, flush=True)
         app = make_app(pool, token=token, max_pending=max_pending, max_body_bytes=max_body_bytes)
-        uvicorn.run(app, host=host, port=port, access_log=False, lifespan="off", ws="none")
+        uvicorn.run(
+            app, host=host, port=port, http=ImpatientProtocol, access_log=False, lifespan="off",
+            ws="none",
+        )  # fmt: skip
+
+
+class ImpatientProtocol(AutoHTTPProtocol):  # type: ignore[misc]
+    """HTTP as uvicorn speaks it, but a connection on which no request begins for
+    `HEAD_TIMEOUT_S` is closed: uvicorn waits for ever for the end of a request's head, and callers
+    without a token could hold all descriptors.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._look_again(None)
+
+    def _look_again(self, last_request: object) -> None:
+        self.loop.call_later(HEAD_TIMEOUT_S, self._close_unless_busy, last_request)
+
+    def _close_unless_busy(self, last_request: object) -> None:
+        is_busy = self.cycle is not None and not self.cycle.response_complete
+        if is_busy or self.cycle is not last_request:
+            self._look_again(self.cycle)
+        else:
+            self.transport.close()
 
 
 def make_app(pool: VerifierPool, *, token: str, max_pending: int, max_body_bytes: int) -> Starlette:
@@ -86,7 +114,8 @@ def make_app(pool: VerifierPool, *, token: str, max_pending: int, max_body_bytes
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         is_known = hmac.compare_digest(given.encode(), token.encode())
         if scheme.lower() != "bearer" or not is_known:
-            raise HTTPException(401, "the bearer token is missing or wrong.")
+            detail = "the bearer token is missing or wrong."
+            raise HTTPException(401, detail, headers={"WWW-Authenticate": "Bearer"})
 
     async def verify(request: Request) -> JSONResponse:
         check(request)
@@ -193,8 +222,9 @@ async def _body(request: Request, limit: int) -> bytes:
 def _question(body: bytes) -> tuple[str, str]:
     try:
         match json.loads(body):
-            case {"completion": str(completion), "reference": str(reference)}:
-                return completion, reference
+            case {"completion": str(completion), "reference": str(reference), **others}:
+                if not others:
+                    return completion, reference
     except (ValueError, RecursionError):
         pass
     raise HTTPException(400, "the request is not {completion: text, reference: text} in JSON.")

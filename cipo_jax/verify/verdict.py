@@ -17,6 +17,9 @@ class Status(enum.Enum):
     UNKNOWN = "unknown"
 
 
+MAX_AMOUNT = 1_000_000
+"""Above any tolerance or number of seconds that is meant."""
+
 Reason = Literal[
     "ok",
     "wrong_answer",
@@ -79,6 +82,10 @@ class MathReference:
     tolerance: float = 0.0
     unit: str = ""
 
+    def __post_init__(self) -> None:
+        _require_some(self, "answers")
+        _require_amount(self, "tolerance")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TextReference:
@@ -86,6 +93,9 @@ class TextReference:
     phrase. Case, articles, punctuation and the number of spaces don't count."""
 
     answers: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require_some(self, "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +110,10 @@ class StdioReference:
     language: Literal["python"] = "python"
     prelude: str = ""
     case_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_some(self, "cases")
+        _require_amount(self, "case_s")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +132,10 @@ class CallsReference:
     case_s: float = 0.0
     tuple_is_list: bool = False
 
+    def __post_init__(self) -> None:
+        _require_some(self, "cases")
+        _require_amount(self, "case_s")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AssertsReference:
@@ -128,6 +146,24 @@ class AssertsReference:
     function: str
     tests: str
     prelude: str = ""
+
+
+def _require_some(reference: Any, field_name: str) -> None:
+    """Without a case every program would be right; without an answer every completion wrong."""
+    if not getattr(reference, field_name):
+        raise ValueError(
+            f"{type(reference).__name__}.{field_name} is empty; nothing can be judged by it. Leave "
+            "the problem out."
+        )
+
+
+def _require_amount(reference: Any, field_name: str) -> None:
+    value = getattr(reference, field_name)
+    if not 0 <= value < MAX_AMOUNT:
+        raise ValueError(
+            f"{type(reference).__name__}.{field_name} is {value}; it must be 0 or more, and less "
+            f"than {MAX_AMOUNT:,}."
+        )
 
 
 Reference = (
