@@ -70,9 +70,10 @@ class Regraded:
     def table(self) -> str:
         """The comparison as text."""
         num_samples = sum(sum(counts.values()) for counts in self.statuses.values())
+        judged = f"{_counted(num_samples, 'sample')} of {_counted(self.num_steps, 'step')}"
+        num_changed = f"{len(self.changes):,}" if self.changes else "none"
         lines = [
-            f"{_counted(num_samples, 'sample')} of {_counted(self.num_steps, 'step')} judged again: "
-            f"{f'{len(self.changes):,}' if self.changes else 'none'} changed",
+            f"{judged} judged again: {num_changed} changed",
             *(f"  {change}" for change in self.changes[:SHOWN_CHANGES]),
         ]
         if len(self.changes) > SHOWN_CHANGES:
