@@ -90,6 +90,13 @@ x \in \{1,2\} | 1,2
 2\cdot2^n | 2^{n+1}
 \frac{\pi}{2}+2k\pi | \frac{\pi}{2}+2\pi k
 f(x)=2x+1 | f(x) = 1+2x
+2x+1 | f(x) = 2x+1
+2x+3 | y=2x+3
+5 | AB = 5
+5 | \text{Area} = 5
+5 | a_{10} = 5
+0 | \angle A = 0
+\frac12 | P(X) = \frac12
 2x-y+3=0 | y=2x+3
 2x+2y=6 | x+y=3
 x^2+y^2-2x-4y-4=0 | (x-1)^2+(y-2)^2=9
@@ -218,6 +225,10 @@ y=2x+4 | y=2x+3
 2y=2x+3 | y=2x+3
 x^2+y^2-2x-4y-5=0 | (x-1)^2+(y-2)^2=9
 y=5 | x=5
+0 | 2x-y+3=0
+3 | x+y=3
+9 | (x-1)^2+(y-2)^2=9
+1 | xy=1
 \text{Evan} | \text{Evelyn}
 \text{nylevE} | \text{Evelyn}
 \text{Evelyn or Evan} | \text{Evelyn}

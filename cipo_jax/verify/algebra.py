@@ -57,6 +57,8 @@ def _is_same(expr: Any, gold: Any, tolerance: float, *, has_percent: bool) -> bo
         if expr.lhs != gold.lhs:
             return _verify(expr, gold) or _is_same_equation(expr, gold)
         expr, gold = expr.rhs, gold.rhs
+    elif _is_equation(gold) and not _is_name(gold.lhs):
+        return False  # 0 is not the line 2x - y + 3 = 0
     value, gold_value = (None, None) if has_percent else (_real(expr), _real(gold))
     if value is None or gold_value is None:
         return _verify(expr, gold) or _verify_otherwise_read(expr, gold)
@@ -207,6 +209,19 @@ def _real(expr: Any) -> _Real | None:
         return None
     value = sympy.Rational(value)
     return _Real(Fraction(int(value.p), int(value.q)), is_exact)
+
+
+def _is_name(side: Any) -> bool:
+    r"""Whether the left side of an equation only names what the right side is: `x`, `f(x)`, `AB`,
+    `\angle A`; but `xy` is part of a curve."""
+    import sympy
+    from sympy.core.function import AppliedUndef
+
+    letters = side.args if isinstance(side, sympy.Mul) else ()
+    are_points = bool(letters) and all(
+        isinstance(each, sympy.Symbol) and each.name not in "xyz" for each in letters
+    )
+    return are_points or isinstance(side, sympy.Symbol | AppliedUndef)
 
 
 def _has_decimals(expr: Any) -> bool:

@@ -1,5 +1,5 @@
 """Final answers that keep computer algebra busy for minutes, in C code that no alarm interrupts,
-or fill the memory. None equals its reference, 1."""
+or fill the memory, or that mean something to Python. None equals its reference, 1."""
 
 ANSWERS = [
     "99999999!",
@@ -22,4 +22,20 @@ ANSWERS = [
     "x" * 900,
     "{" * 900,
     "\\left(" * 140,
+    "3!!!!!!",
+    "1.5^{1.5^{1.5^{1.5^{99}}}}",
+    "\\{" * 14 + "x" + "\\}" * 14,
+    "\\sum_{k=1}^{10^{12}} \\frac{1}{k}",
+    "\\gcd(10^{1000000}, 3^{1000000})",
+    "(\\sqrt{2}+\\sqrt{3}+\\sqrt[3]{5}+\\sqrt[5]{7})^{40}",
+    "\\cup".join(f"[{i},{i + 1}]" for i in range(90)),
+    "__import__('os').system('true')",
+    "\\text{__import__('os').system('true')}",
+    "().__class__.__bases__[0].__subclasses__()",
+    "x.__class__",
+    "lambda: 1",
+    "nan",
+    "\\infty - \\infty",
+    "\ud800",
+    "1\0",
 ]
