@@ -540,6 +540,17 @@ def test_fusion_is_a_runner_only(runs, status: Status, reason: str) -> None:
         assert record["stdin"] in ("3 4", "1 2")  # and no expected output anywhere
 
 
+def test_fusion_runs_what_the_reference_asks_for() -> None:
+    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
+        assert record["code"].index("import math") < record["code"].index("print")
+        assert record["run_timeout"] == 1.5
+        return 200, fusion_run(record["stdin"], "7"), {}
+
+    reference = StdioReference(cases=(("", "7"),), prelude="import math", case_s=1.5)
+    with server_that(reply) as address, FusionPool(address, SETTINGS, deadline_s=2.0) as fusion:
+        assert fusion.submit(program("print(7)"), reference).result().status is Status.RIGHT
+
+
 def test_an_empty_answer_is_not_run() -> None:
     def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
         raise AssertionError("nothing should have been asked")

@@ -54,7 +54,7 @@ def judge_stdio(
     source = extract(completion)
     if refusal := _refuse(source):
         return refusal
-    orders = {"source": _joined(reference.prelude, source)}
+    orders = {"source": with_prelude(reference.prelude, source)}
     deadline = time.monotonic() + limits.wall_s
     for index, (given, expected) in enumerate(reference.cases):
         left = _left(limits, deadline, reference.case_s)
@@ -79,7 +79,7 @@ def judge_calls(
     source = extract(completion, function=reference.function)
     if refusal := _refuse(source):
         return refusal
-    source = _joined(reference.prelude, source)
+    source = with_prelude(reference.prelude, source)
     if not reference.case_s:
         return _judge_calls(source, reference, range(len(reference.cases)), cell, limits)
     case_limits = dataclasses.replace(limits, wall_s=reference.case_s)
@@ -135,7 +135,7 @@ def judge_asserts(
     if refusal := _refuse(source):
         return refusal
     orders = {"function": reference.function}
-    solver_orders = orders | {"source": _joined(reference.prelude, source)}
+    solver_orders = orders | {"source": with_prelude(reference.prelude, source)}
     tester_orders = orders | {"prelude": reference.prelude, "tests": reference.tests}
     solver_cell, tester_cell = cell("solver"), cell("tester")
     solver_end, tester_end = socket.socketpair()
@@ -214,7 +214,7 @@ def _refuse(source: str) -> Verdict | None:
     return None
 
 
-def _joined(prelude: str, source: str) -> str:
+def with_prelude(prelude: str, source: str) -> str:
     """The model's code after the given one, but for imports that must stand first."""
     if not prelude:
         return source

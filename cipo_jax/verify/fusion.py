@@ -31,7 +31,8 @@ class FusionPool(ThreadedPool):
 
     Args:
       url: of the server.
-      settings: `config.Verify`; its wall-clock and memory limits hold for each case.
+      settings: `config.Verify`; its limits of memory and time (or the reference's `case_s`) hold
+        for each case.
       deadline_s: for one verdict with all its cases and tries.
       connections: programs that run at the same time.
     """
@@ -66,21 +67,23 @@ class FusionPool(ThreadedPool):
             return wrong("no_answer")
         if len(source) > code.MAX_SOURCE:
             return wrong("bad_format", error=f"the program has {len(source)} characters")
+        source = code.with_prelude(reference.prelude, source)
+        run_s = reference.case_s or self._settings.deadline_s
         for index, (given, expected) in enumerate(reference.cases):
-            reason, printed = self._run(source, given, deadline - time.monotonic())
+            reason, printed = self._run(source, given, run_s, deadline - time.monotonic())
             if reason == "ok" and not code.same_output(printed, expected):
                 reason = "wrong_answer"
             if reason != "ok":
                 return wrong(reason, case=index)
         return right()
 
-    def _run(self, source: str, given: str, left_s: float) -> tuple[Reason, str]:
+    def _run(self, source: str, given: str, run_s: float, left_s: float) -> tuple[Reason, str]:
         """How one run ended, and what it printed."""
         question = {
             "language": "python",
             "code": source,
             "stdin": given,
-            "run_timeout": self._settings.deadline_s,
+            "run_timeout": run_s,
             "memory_limit_MB": self._settings.memory_mb,
         }
         match self._endpoint.ask("POST", "/run_code", question, deadline_s=left_s):
