@@ -54,7 +54,7 @@ _CAPITAL = re.compile("[A-Z]")
 _CHOICE = re.compile(r"\(?([A-Z])\)?[.:]?")
 _CHOICE_AND_TEXT = re.compile(
     r"\s*(?:\\[a-z]{2,6}\s?\{)?\(([A-Z])\)\}?[.:]?(?:\s|\\ |~|\\quad)+"
-    r"(?![-+*/=^,;|&])(?!.*(?:\([A-Z]\)|\b(?:or|and)\b))"
+    r"(?![+*/=^,;|&]|-\s)(?!.*(?:\([A-Z]\)|\b(?:or|and)\b))"
 )
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
