@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import importlib.util
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -380,6 +381,36 @@ def test_use_from_many_threads(pool: VerifierPool) -> None:
         pairs = [(f"\\boxed{{x+{i}}}", MathReference(answers=(f"{i % 7}+x",))) for i in range(24)]
         rewards = list(threads.map(lambda pair: pool.submit(*pair).result().reward, pairs))
     assert rewards == [float(i < 7) for i in range(24)]
+
+
+def test_want_of_descriptors_is_no_fault_of_the_program() -> None:
+    """Nor is one lost on the way; with enough of them the verdicts are right again."""
+    add = program("def f(a, b):\n    return a + b")
+    pairs = [
+        (program("print(42)"), FORTY_TWO),
+        (add, CallsReference(function="f", cases=(((1, 2), 3),))),
+        (add, AssertsReference(function="f", tests="assert f(1, 2) == 3")),
+    ]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with VerifierPool(Verify(workers=1)) as pool:
+        pool.map(pairs)
+        highest = max(map(int, os.listdir("/proc/self/fd")))
+        fillers = [os.dup(0)]  # of the gaps, so that the limit is what counts
+        while fillers[-1] < highest:
+            fillers.append(os.dup(0))
+        before = os.listdir("/proc/self/fd")
+        statuses = set()
+        for most in range(fillers[-1], fillers[-1] + 16):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, limits[1]))
+            futures = [pool.submit(*pair) for pair in pairs]
+            concurrent.futures.wait(futures)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            statuses |= {future.result().status for future in futures}
+        assert statuses == {Status.UNKNOWN, Status.RIGHT}
+        assert {verdict.reward for verdict in pool.map(pairs)} == {1.0}
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+        for descriptor in fillers:
+            os.close(descriptor)
 
 
 def test_descriptors_and_threads_do_not_grow(pool: VerifierPool) -> None:

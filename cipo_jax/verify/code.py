@@ -7,6 +7,7 @@ holds no model code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -139,17 +140,18 @@ def judge_asserts(
     tester_orders = orders | {"prelude": reference.prelude, "tests": reference.tests}
     solver_cell, tester_cell = cell("solver"), cell("tester")
     solver_end, tester_end = socket.socketpair()
-    report = protocol.anonymous_file()
-    try:
-        with solver_end, tester_end:
-            _start(solver_cell, "solver", solver_orders, solver_end, None, limits)
-            _start(tester_cell, "tester", tester_orders, tester_end, report, limits)
+    with solver_end, tester_end, contextlib.ExitStack() as closing:
+        report = protocol.anonymous_file()
+        closing.callback(os.close, report)
+        _start(solver_cell, "solver", solver_orders, solver_end, None, limits)
+        _start(tester_cell, "tester", tester_orders, tester_end, report, limits)
+        # Each end has its one holder now, so that either sees the other's death.
+        solver_end.close()
+        tester_end.close()
         tested = tester_cell.wait(limits.wall_s + GRACE_S)
         solver_cell.stop()
         solved = solver_cell.wait(GRACE_S)
         complaint = protocol.content(report, limits.output_bytes)
-    finally:
-        os.close(report)
     if not (tested.is_ready and solved.is_ready):
         raise SandboxError("the lock-down failed, so the program was not run.")
     if tested.is_killed or solved.is_killed:
@@ -264,11 +266,10 @@ def _start(
     cell: Cell, program: str, orders: dict[str, Any], channel: socket.socket,
     report: int | None, limits: Limits,
 ) -> None:  # fmt: skip
-    payload = protocol.anonymous_file(json.dumps(orders).encode())
-    null = os.open(os.devnull, os.O_RDWR)
-    try:
+    with contextlib.ExitStack() as closing:
+        payload = protocol.anonymous_file(json.dumps(orders).encode())
+        closing.callback(os.close, payload)
+        null = os.open(os.devnull, os.O_RDWR)
+        closing.callback(os.close, null)
         stderr = null if report is None else report
         cell.start(program, (null, null, stderr, payload, channel.fileno()), limits)
-    finally:
-        os.close(payload)
-        os.close(null)

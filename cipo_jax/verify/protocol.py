@@ -64,8 +64,12 @@ def anonymous_file(content: bytes = b"") -> int:
     """A descriptor, at offset 0, of a file that has no name and vanishes with its descriptors."""
     descriptor = os.memfd_create("verify", os.MFD_CLOEXEC)
     written = 0
-    while written < len(content):
-        written += os.pwrite(descriptor, content[written : written + 2**20], written)
+    try:
+        while written < len(content):
+            written += os.pwrite(descriptor, content[written : written + 2**20], written)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

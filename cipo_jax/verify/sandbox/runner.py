@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -33,9 +34,12 @@ def run(
     Raises: SandboxError where the sandbox failed; the program then was not run or not finished.
     """
     contents = (stdin, b"", b"", json.dumps(orders).encode(), b"")
-    files = tuple(protocol.anonymous_file(content) for content in contents)
-    try:
-        exit_ = cell.run(program, files, limits)
+    with contextlib.ExitStack() as closing:
+        files = []
+        for content in contents:
+            files.append(protocol.anonymous_file(content))
+            closing.callback(os.close, files[-1])
+        exit_ = cell.run(program, tuple(files), limits)
         if not exit_.is_ready:
             raise SandboxError("the lock-down failed, so the program was not run.")
         if exit_.is_killed:
@@ -44,7 +48,4 @@ def run(
             protocol.content(files[index], limits.output_bytes)
             for index in (protocol.STDOUT, protocol.STDERR, protocol.CHANNEL)
         )
-    finally:
-        for descriptor in files:
-            os.close(descriptor)
     return Run(exit=exit_, stdout=stdout, stderr=stderr, results=results)
