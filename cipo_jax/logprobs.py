@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Float32, Int32
 
+from cipo_jax.collectives import reduce_scatter
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.sharding import MeshAxis
@@ -46,6 +47,7 @@ def token_logprobs(
     arch: Architecture,
     row_axes: tuple[str, ...] = (),
     vocab_axis: MeshAxis | None = None,
+    width_axis: MeshAxis | None = None,
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
     """Log-prob of each target, and entropy of the law that it was drawn from, both in nats.
 
@@ -66,6 +68,9 @@ def token_logprobs(
         then take the same number of chunks, as they may have to meet in each.
       vocab_axis: inside of a `shard_map`, the mesh axis that the vocabulary is split over: the head
         of `params` is this device's piece. Devices exchange a few numbers per target in each chunk.
+      width_axis: inside of a `shard_map`, the mesh axis that the width D of the head is split over,
+        and not that of hidden_BTD. The head is gathered once in each direction, in the dtype of
+        hidden_BTD, and its gradient scattered once, in float32.
     """
     if chunk < 1:
         raise ValueError(
@@ -94,6 +99,7 @@ def token_logprobs(
         temperature,
         -(-num_targets // chunk),
         vocab_axis,
+        width_axis,
     )
 
     def restored(x_CX: Array) -> Array:
@@ -116,7 +122,7 @@ def _scores(hidden: Array, head_VD: Array) -> Array:
         return jnp.einsum("...D,VD->...V", hidden, head_VD, preferred_element_type=jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _laws(
     before_CXD: Array,
     token_CX: Array,
@@ -124,13 +130,17 @@ def _laws(
     temperature: Array | float,
     num_used: Array,
     vocab_axis: MeshAxis | None,
+    width_axis: MeshAxis | None,
 ) -> tuple[Array, Array]:
     """Log-probs and entropies of the first `num_used` chunks of X tokens; 0 in the others.
 
     The backward pass is written out: it computes the logits of a chunk again instead of keeping
     them, does its products in the compute dtype, and adds each chunk to one gradient of the head.
     """
-    return _laws_forward(before_CXD, token_CX, head_VD, temperature, num_used, vocab_axis)[0]
+    laws, _ = _laws_forward(
+        before_CXD, token_CX, head_VD, temperature, num_used, vocab_axis, width_axis
+    )
+    return laws
 
 
 def _laws_forward(
@@ -140,8 +150,9 @@ def _laws_forward(
     temperature: Array | float,
     num_used: Array,
     vocab_axis: MeshAxis | None,
+    width_axis: MeshAxis | None,
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    cast_VD = head_VD.astype(before_CXD.dtype)
+    cast_VD = _gathered(head_VD, before_CXD, width_axis)
 
     def law(c: Array, so_far: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         logits_XV = tempered(_scores(before_CXD[c], cast_VD), temperature)
@@ -172,6 +183,7 @@ def _laws_forward(
 
 def _laws_backward(
     vocab_axis: MeshAxis | None,
+    width_axis: MeshAxis | None,
     kept: tuple[Array, ...],
     cotangent: tuple[Array, Array],
 ) -> tuple[Any, ...]:
@@ -183,7 +195,7 @@ def _laws_backward(
         # shares, and adds up their gradients of what all of them were given.
         cotangent = jax.lax.psum(cotangent, vocab_axis)
     d_logprob_CX, d_entropy_CX = cotangent
-    cast_VD = head_VD.astype(before_CXD.dtype)
+    cast_VD = _gathered(head_VD, before_CXD, width_axis)
 
     def add(c: Array, so_far: tuple[Array, Array]) -> tuple[Array, Array]:
         d_before_CXD, d_head_VD = so_far
@@ -202,9 +214,19 @@ def _laws_backward(
         )
         return d_before_CXD.at[c].set(d_before_XD), d_head_VD
 
-    nothing = (jnp.zeros_like(before_CXD), jnp.zeros(head_VD.shape, jnp.float32))
+    nothing = (jnp.zeros_like(before_CXD), jnp.zeros(cast_VD.shape, jnp.float32))
     d_before_CXD, d_head_VD = _for_chunks(token_CX.shape[0], num_used, add, nothing)
+    if width_axis is not None:
+        d_head_VD = reduce_scatter(d_head_VD, width_axis, dimension=1)
     return d_before_CXD, None, d_head_VD.astype(head_VD.dtype), None, None
+
+
+def _gathered(head_VD: Array, before_CXD: Array, width_axis: MeshAxis | None) -> Array:
+    """The head in the compute dtype, whole along D."""
+    cast_VD = head_VD.astype(before_CXD.dtype)
+    if width_axis is None:
+        return cast_VD
+    return jax.lax.all_gather(cast_VD, width_axis, axis=1, tiled=True)
 
 
 def _index_in_piece(token_X: Array, piece_VD: Array, vocab_axis: MeshAxis | None) -> Array:

@@ -76,27 +76,26 @@ def _head_logprobs(
     Left to itself, XLA sums it after every chunk, and gathers the vocabulary in each.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
-    row_axes = tuple(axis for axis in ROW_AXES if sizes[axis] > 1)
-    fsdp, tensor = PARAM_RULES["D"], PARAM_RULES["V"]
+    split_axes = [axis for axis, size in sizes.items() if size > 1]
+    vocab_axis, width_axis = (
+        axis if axis in split_axes else None for axis in (PARAM_RULES["V"], PARAM_RULES["D"])
+    )
     name, letters = ("embed", "VD") if arch.is_tied else ("head", "DV")
 
     def score(piece: Array, *arrays: Array) -> tuple[Array, Array]:
-        whole = piece
-        # Of one piece, XLA's CPU backend would make copies to and fro.
-        if fsdp in row_axes:
-            whole = jax.lax.all_gather(piece, fsdp, axis=letters.index("D"), tiled=True)
         return token_logprobs(
-            dataclasses.replace(params, **{name: whole}),
+            dataclasses.replace(params, **{name: piece}),
             *arrays,
             temperature=cfg.sampling.temperature,
             chunk=cfg.train.logprob_chunk,
             arch=arch,
-            row_axes=row_axes,
-            vocab_axis=tensor if sizes[tensor] > 1 else None,
+            row_axes=tuple(axis for axis in ROW_AXES if axis in split_axes),
+            vocab_axis=vocab_axis,
+            width_axis=width_axis,
         )
 
     arrays = (hidden_BTD, rows.token_BT, rows.predecessor_BT, rows.is_target_BT)
-    if max(sizes.values()) == 1:  # a shard_map would pass over the head's gradient once more
+    if not split_axes:  # a shard_map would pass over the head's gradient once more
         return score(getattr(params, name), *arrays)
     split = PartitionSpec(ACTIVATION_RULES["B"])
     split_head = PartitionSpec(*(PARAM_RULES[letter] for letter in letters))

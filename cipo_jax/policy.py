@@ -15,7 +15,6 @@ from functools import partial
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from cipo_jax.checkpoint import restore_params
@@ -36,13 +35,16 @@ _ADAPTER_KEY = 2**31 - 1
 def split(params: Params, cfg: Config, arch: Architecture) -> tuple[Trainable, Params | None]:
     """What is trained and what is frozen at the start of a run from `params`.
 
-    Full training takes `params` over, and copies them where a KL penalty needs a reference.
+    Full training takes `params` over, and copies them where a KL penalty needs a reference: in the
+    compute dtype, which is all that anyone reads of them.
     """
     if isinstance(cfg.adapter, Lora):
         key = jax.random.fold_in(jax.random.key(cfg.seed), _ADAPTER_KEY)
         init = jax.jit(partial(adapter.init, arch=arch, cfg=cfg.adapter))
         return init(key), params
-    return params, jax.tree.map(jnp.copy, params) if cfg.kl.weight > 0 else None
+    if cfg.kl.weight > 0:
+        return params, transformer.read_only(params, cfg.train.compute_dtype)
+    return params, None
 
 
 def base_dtype(cfg: Config) -> str:
@@ -83,9 +85,13 @@ def abstract_frozen(cfg: Config, arch: Architecture, mesh: Mesh) -> Params | Non
     """The frozen tree as `jax.ShapeDtypeStruct`s with shardings: what to compile for."""
     if not has_frozen(cfg):
         return None
-    params = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, base_dtype(cfg)), transformer.abstract(arch)
-    )
+    params = transformer.abstract(arch)
+    if isinstance(cfg.adapter, Lora):
+        params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, base_dtype(cfg)), params)
+    else:
+        params = jax.eval_shape(
+            partial(transformer.read_only, compute_dtype=cfg.train.compute_dtype), params
+        )
     return _laid_out(params, mesh)
 
 

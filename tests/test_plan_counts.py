@@ -231,6 +231,22 @@ ENTRY %main (x: bf16[2,4]) -> bf16[8,4] {
         'policy/all_gather" stack_frame_id=5', 'reference/all_gather" stack_frame_id=7'
     )
     assert movement.of(same_line, run_once).collectives[0].runs == 1
+    other_devices = same_line.replace("[2,4]<=[8]", "[2,4]<=[4,2]T(1,0)", 1)
+    assert other_devices.index("T(1,0)") < other_devices.index("ENTRY")
+    assert movement.of(other_devices, run_once).collectives[0].runs == 2
+
+
+@pytest.mark.parametrize("name", ["tpu_custom_call", "__cudnn$fmhaSoftmax", "a.b::c(d)"])
+def test_kernels_have_their_whole_names(name):
+    text = f"""\
+HloModule m, is_scheduled=true
+
+ENTRY %main (x: f32[8]) -> f32[8] {{
+  %x = f32[8]{{0}} parameter(0)
+  ROOT %y = f32[8]{{0}} custom-call(%x), custom_call_target="{name}", backend_config="{{}}"
+}}
+"""
+    assert movement.of(text, run_once).kernels == (name,)
 
 
 def test_products_in_windows_count_what_goes_round_the_ring():
@@ -273,10 +289,13 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
     assert movement.of(by_ones, run_once).collectives[0].runs == 8
 
 
-TRAIN_STEPS = """
+PROGRAMS = """
 import dataclasses, json, sys
 import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from cipo_jax import configfile
+from cipo_jax.collectives import reduce_scatter
 from cipo_jax.plan import devices, hardware, movement, programs
 from cipo_jax.plan.worker import planned_architecture
 from cipo_jax.sharding import make_mesh
@@ -297,20 +316,33 @@ def collectives(*mesh):
         text = program.function.trace(*program.args).lower().compile().as_text()
     return [(c.kind, c.result_bytes) for c in movement.of(text, program.trips).collectives]
 
+def scattered(scatter):
+    devices_of_torus = devices.devices_of(hardware.parse("v5litepod-16"))
+    mesh = make_mesh(configfile.load(sys.argv[1], ["--mesh.fsdp", "16"]).mesh, devices_of_torus)
+    function = jax.shard_map(
+        lambda x: scatter(x + 1), mesh=mesh,
+        in_specs=PartitionSpec(), out_specs=PartitionSpec("fsdp"), check_vma=False,
+    )
+    text = jax.jit(function).lower(jax.ShapeDtypeStruct((4096, 1024), jnp.float32)).compile()
+    return [(c.kind, c.result_bytes) for c in movement.of(text.as_text(), list).collectives]
+
 print(json.dumps([
     collectives(),
     collectives("--mesh.data", "4", "--mesh.fsdp", "1"),
     collectives("--mesh.tensor", "2"),
+    scattered(lambda x: reduce_scatter(x, "fsdp", dimension=0)),
+    scattered(lambda x: jax.lax.psum_scatter(x, "fsdp", scatter_dimension=0, tiled=True)),
 ]))
 """
 
 
 @pytest.fixture(scope="module")
 def sent():
-    """Kinds and sizes of what train steps exchange, as they are compiled for four v5e chips: all
-    along fsdp, all along data, and two by two along fsdp and tensor."""
+    """Kinds and sizes of what programs exchange. Of train steps for four v5e chips, all along fsdp,
+    all along data, and two by two along fsdp and tensor; of sums that are scattered over a torus of
+    sixteen, ours and jax's."""
     ran = subprocess.run(
-        [sys.executable, "-c", TRAIN_STEPS, str(SMOKE)],
+        [sys.executable, "-c", PROGRAMS, str(SMOKE)],
         env={**os.environ, **plan._ENVIRONMENT},
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -327,14 +359,17 @@ HEAD_ELEMENTS = 4096 * 1024
 
 @pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
 def test_gradients_over_fsdp_are_scattered_as_they_are_summed(sent):
-    sharded, replicated, _ = sent
-    mlp, head = 2 * 1024 * 2048, 4 * HEAD_ELEMENTS  # bytes, in bfloat16 and float32
+    sharded, replicated, *_ = sent
+    mlp = 2 * 1024 * 2048  # bytes, in bfloat16
     attention = 2 * 1024 * 128 * (4 + 2 + 2 + 4)
 
     # One for each matrix of the MLP, and one for what is left, put together by the compiler.
     scattered = sizes(sharded, "reduce-scatter")
     assert scattered[-1] >= mlp // 4
-    assert sum(scattered) >= (mlp + attention + head) // 4
+    assert sum(scattered) >= (mlp + attention) // 4
+    # The head's, summed in float32: half of it to one device, and a quarter to another.
+    head = 4 * HEAD_ELEMENTS
+    assert sizes(sharded, "collective-permute")[-2:] == [head // 4, head // 2]
     key_matrix = 2 * 1024 * 2 * 128
     assert sizes(sharded, "all-reduce")[-1] < key_matrix, "a gradient is summed whole"
     # Control: where parameters lie whole on every device, their gradients are summed whole.
@@ -345,8 +380,18 @@ def test_gradients_over_fsdp_are_scattered_as_they_are_summed(sent):
 @pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
 def test_the_vocabulary_stays_split_over_tensor(sent):
     """Each device has the head for its half of the vocabulary, and nobody that for all of it."""
-    along_fsdp, _, along_both = sent
+    along_fsdp, _, along_both, *_ = sent
     whole_head = 2 * HEAD_ELEMENTS  # bytes, in bfloat16
     assert sizes(along_both, "all-gather")[-1] == whole_head // 2
     # Control: where the vocabulary is not split, the head that is gathered has all of it.
     assert sizes(along_fsdp, "all-gather")[-1] == whole_head
+
+
+@pytest.mark.skipif(not HAS_TPU_COMPILER, reason="libtpu is made for Linux x86-64 only")
+def test_over_a_whole_torus_a_scattered_sum_is_never_whole(sent):
+    *_, ours, built_in = sent
+    whole = 4 * 4096 * 1024
+    assert sorted(size for _, size in ours) == [whole // 16, whole // 8, whole // 4, whole // 2]
+    assert {kind for kind, _ in ours} == {"collective-permute"}
+    # Control: left to the compiler, it is. Where that fails, jax's own can take our place.
+    assert built_in == [["all-reduce", whole]]

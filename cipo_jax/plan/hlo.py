@@ -27,8 +27,8 @@ class Instruction:
     """Attributes."""
 
     def attribute(self, name: str) -> str | None:
-        match = re.search(rf'\b{name}="?(%[\w.\-]+|\w+)', self.rest)
-        return match[1] if match else None
+        match = re.search(rf'\b{name}=(?:"([^"]*)"|(%[\w.\-]+|\w+))', self.rest)
+        return (match[1] or match[2]) if match else None
 
 
 @dataclass

@@ -215,13 +215,16 @@ def _collective(
 
 
 def _identity(i: Instruction) -> str | None:
-    """What the start, the middle and the end of an asynchronous collective share: a channel and the
-    line of the program. The channel alone does not do, as all of a `shard_map` have the same."""
+    """What the start, the middle and the end of an asynchronous collective share: a channel, the
+    line of the program and who takes part. The channel alone does not do, as all of a `shard_map`
+    have the same."""
     channel = i.attribute("channel_id")
     if channel is None:
         return None
-    origin = re.search(r"metadata=\{[^}]*\}", i.rest)
-    return channel + (origin[0] if origin else "")
+    said = re.findall(
+        r"metadata=\{[^}]*\}|(?:replica_groups|source_target_pairs)=.*?(?=, \w+=|$)", i.rest
+    )
+    return " ".join([channel, *said])
 
 
 def _result_bytes(i: Instruction) -> int:
