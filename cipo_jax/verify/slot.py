@@ -9,7 +9,8 @@ import os
 import signal
 import socket
 
-from cipo_jax.verify import code, fenced, protocol
+from cipo_jax.verify import code, protocol
+from cipo_jax.verify.extract import MAX_COMPLETION_CHARS
 from cipo_jax.verify.protocol import Limits
 from cipo_jax.verify.sandbox import programs
 from cipo_jax.verify.sandbox.host import GRACE_S, Cell, Nursery, SandboxError
@@ -117,7 +118,7 @@ class Answerer:
         """One verdict; past the limit the process is killed and the verdict is unknown."""
         order = {
             "reference": dataclasses.asdict(reference),
-            "completion": completion[-fenced.MAX_COMPLETION :],
+            "completion": completion[-MAX_COMPLETION_CHARS:],
         }
         try:
             frame = protocol.exchange(

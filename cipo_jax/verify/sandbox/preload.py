@@ -11,6 +11,7 @@ import _thread
 import gc
 import importlib
 import logging
+import pkgutil
 import random
 import site
 import threading
@@ -39,19 +40,12 @@ xml.etree.ElementTree zipfile zlib zoneinfo
 """
 
 _ALGEBRA = """
-sympy.assumptions.facts sympy.assumptions.handlers.calculus sympy.assumptions.handlers.matrices
-sympy.assumptions.handlers.ntheory sympy.assumptions.handlers.order sympy.assumptions.handlers.sets
-sympy.assumptions.lra_satask sympy.assumptions.satask sympy.concrete.delta sympy.concrete.gosper
-sympy.integrals.deltafunctions sympy.integrals.heurisch sympy.integrals.manualintegrate
-sympy.integrals.meijerint sympy.integrals.prde sympy.integrals.rationaltools sympy.integrals.rde
-sympy.integrals.risch sympy.integrals.trigonometry sympy.logic.algorithms.dpll2
-sympy.matrices.normalforms sympy.polys.dispersion sympy.polys.modulargcd
-sympy.polys.numberfields.resolvent_lookup sympy.series.aseries sympy.series.gruntz
-sympy.sets.handlers.add sympy.sets.handlers.issubset sympy.sets.handlers.mul
-sympy.sets.handlers.power sympy.simplify.hyperexpand
+assumptions calculus concrete discrete functions integrals logic matrices ntheory polys series sets
+simplify solvers tensor
 """
-"""Parts that sympy imports when an answer needs them. A worker may not be able to: it can read no
-file under strict seccomp, and none below /tmp, where its own scratch folder lies, in namespaces."""
+"""Packages of sympy that import some of their modules when an answer needs them. A worker may not
+be able to: it can read no file under strict seccomp, and none below /tmp, where its own scratch
+folder lies, in namespaces."""
 
 _ORDINARY_ANSWERS = (
     ("\\frac{1}{2}x", "x/2"),
@@ -101,7 +95,8 @@ def load(kind: str) -> None:
         # use: a worker that takes the place of a killed one starts with all that.
         for text, gold in _ORDINARY_ANSWERS:
             answer.judge(f"\\boxed{{{text}}}", MathReference(answers=(gold,)))
-        _import(_ALGEBRA)
+        for package in _ALGEBRA.split():
+            _import_all(f"sympy.{package}")
     threading.stack_size = _stack_size
     # `exit` and `quit`, which scripts expect and which an interpreter without site lacks.
     site.setquit()
@@ -129,6 +124,14 @@ def _import(names: str) -> None:
             importlib.import_module(name)
         except ImportError:
             continue  # an interpreter built without it; programs can't have it either
+
+
+def _import_all(package: str) -> None:
+    """A package with all its modules but its tests."""
+    paths = importlib.import_module(package).__path__
+    for module in pkgutil.walk_packages(paths, f"{package}."):
+        if not {"tests", "benchmarks"} & set(module.name.split(".")):
+            importlib.import_module(module.name)
 
 
 def _settle() -> None:
