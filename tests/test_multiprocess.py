@@ -53,7 +53,7 @@ def start(run_dir: Path, cache: Path, *arguments: str, devices: int = 1) -> subp
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         # Threads of XLA's pool. With one for each device, a busy machine now and then leaves a
-        # device waiting in a collective for another that finds no thread.
+        # device waiting in a collective for another: presumably that finds no thread.
         "NPROC": "16",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",

@@ -1,0 +1,259 @@
+"""The clients of servers that judge elsewhere: what fails is unknown, and never wrong."""
+
+import http.server
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from cipo_jax.config import Verify
+from cipo_jax.verify import CallsReference, Status, StdioReference
+from cipo_jax.verify.fusion import FusionPool
+from cipo_jax.verify.remote import RemotePool
+
+TOKEN = "a-token-for-the-tests-only"
+SEVEN = StdioReference(cases=(("3 4", "7"),))
+
+
+def program(source: str) -> str:
+    return f"```python\n{source}\n```"
+
+
+RIGHT_PROGRAM = program("print(sum(map(int, input().split())))")
+
+
+Reply = Callable[[int, str, dict], tuple[int, bytes, dict]]
+
+
+@contextmanager
+def server_that(reply: Reply) -> Iterator[str]:
+    """A server of our own making: `reply(number of the request, path, question)`."""
+    num_requests = 0
+    lock = threading.Lock()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            nonlocal num_requests
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            with lock:
+                num_requests += self.path != "/health"
+                number = num_requests
+            status, content, headers = reply(number, self.path, json.loads(body or b"{}"))
+            if status == 0:  # hang up
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+HEALTH = (200, b'{"protection": "test"}', {})
+GOOD = json.dumps({"status": "right", "reason": "ok", "seconds": 0.1, "detail": {}}).encode()
+
+
+def judged_by(*replies: tuple[int, bytes, dict], deadline_s: float = 5.0):
+    """The verdict from a server that gives these replies one after another, the last for ever."""
+
+    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
+        return HEALTH if path == "/health" else replies[min(number, len(replies)) - 1]
+
+    with (
+        server_that(reply) as address,
+        RemotePool(address, token=TOKEN, deadline_s=deadline_s, connections=1) as remote,
+    ):
+        return remote.submit(RIGHT_PROGRAM, SEVEN).result()
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        (0, b"", {}),
+        (500, b"oops", {}),
+        (503, b"", {}),
+        (429, b"", {"Retry-After": "0"}),
+        (200, b"", {}),
+        (200, b'{"status": "ri', {}),
+    ],
+    ids=lambda t: f"{t[0]} {t[1][:8]}",
+)
+def test_trouble_that_passes_is_tried_again(trouble) -> None:
+    verdict = judged_by(trouble, trouble, (200, GOOD, {}))
+    assert (verdict.status, verdict.reward) == (Status.RIGHT, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ((0, b"", {}), "gave no reply in 0.5 s"),
+        ((500, b"oops", {}), "status 500: oops"),
+        ((429, b"", {}), "status 429"),
+        ((200, b"[]", {}), "not a verdict"),
+        ((200, b'{"status": "right", "reason": "luck", "seconds": 0, "detail": {}}', {}), "reason"),
+        ((401, b"no", {}), "status 401: no"),
+        ((302, b"", {"Location": "/elsewhere"}), "status 302"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_trouble_that_stays_is_unknown_and_never_wrong(trouble, says: str) -> None:
+    start = time.monotonic()
+    verdict = judged_by(trouble, deadline_s=0.5)
+    assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra")
+    assert math.isnan(verdict.reward)
+    assert says in verdict.detail["error"]
+    assert time.monotonic() - start < 10
+
+
+def test_a_server_that_never_answers_is_left_at_the_deadline() -> None:
+    is_judged = threading.Event()
+
+    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
+        if path != "/health":
+            is_judged.wait(60)
+        return HEALTH
+
+    with (
+        server_that(reply) as address,
+        RemotePool(address, token=TOKEN, deadline_s=0.5) as remote,
+    ):
+        verdict = remote.submit(RIGHT_PROGRAM, SEVEN).result(timeout=30)
+        is_judged.set()
+    assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra")
+
+
+def test_a_service_that_is_killed_while_it_judges() -> None:
+    """The whole service as a process of its own, SIGKILLed with a question open."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "from cipo_jax.config import Verify; from cipo_jax.verify.service import serve\n"
+        f"serve(Verify(workers=1, deadline_s=20), token={TOKEN!r}, port={port})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert "verifier sandbox" in process.stdout.readline()
+        address = f"http://127.0.0.1:{port}"
+        with RemotePool(address, token=TOKEN, deadline_s=10.0) as remote:
+            assert remote.submit(RIGHT_PROGRAM, SEVEN).result().status is Status.RIGHT
+            open_one = remote.submit(program("while True: pass"), SEVEN)
+            time.sleep(0.5)
+            os.kill(process.pid, signal.SIGKILL)
+            verdict = open_one.result(timeout=30)
+        assert (verdict.status, verdict.reason) == (Status.UNKNOWN, "infra")
+        assert verdict.reward != verdict.reward
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+# --- SandboxFusion ------------------------------------------------------------------------------
+
+
+def fusion_run(given: str, printed: str, return_code: int = 0, status: str = "Finished") -> bytes:
+    """A reply of /run_code, in the form of SandboxFusion's `RunCodeResponse`."""
+    result = {
+        "status": status,
+        "execution_time": 0.01,
+        "return_code": return_code,
+        "stdout": printed,
+        "stderr": "",
+    }
+    # The server's own opinion says the opposite of ours throughout.
+    opinion = "Failed" if return_code == 0 else "Success"
+    return json.dumps({"status": opinion, "message": "", "run_result": result}).encode()
+
+
+@pytest.mark.parametrize(
+    ("runs", "status", "reason"),
+    [
+        ([("7\n", 0, "Finished"), ("3", 0, "Finished")], Status.RIGHT, "ok"),
+        ([("7", 0, "Finished"), ("4", 0, "Finished")], Status.WRONG, "wrong_answer"),
+        ([("7", 1, "Finished")], Status.WRONG, "runtime_error"),
+        ([("", 0, "TimeLimitExceeded")], Status.WRONG, "timeout"),
+        ([("7", 0, "Error")], Status.UNKNOWN, "infra"),
+    ],
+)
+def test_fusion_is_a_runner_only(runs, status: Status, reason: str) -> None:
+    seen = []
+
+    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
+        seen.append((path, record))
+        return 200, fusion_run(record["stdin"], *runs[number - 1]), {}
+
+    reference = StdioReference(cases=(("3 4", "7"), ("1 2", "3")))
+    with (
+        server_that(reply) as address,
+        FusionPool(address, Verify(), deadline_s=2.0) as fusion,
+    ):
+        verdict = fusion.submit(RIGHT_PROGRAM, reference).result()
+        with pytest.raises(TypeError, match="CallsReference needs a VerifierPool"):
+            fusion.submit("", CallsReference(function="f", cases=(((), 1),)))
+    assert (verdict.status, verdict.reason) == (status, reason)
+    assert len(seen) == len(runs)
+    for path, record in seen:
+        assert path == "/run_code"
+        assert set(record) == {"language", "code", "stdin", "run_timeout", "memory_limit_MB"}
+        assert record["stdin"] in ("3 4", "1 2")  # and no expected output anywhere
+
+
+def test_fusion_runs_what_the_reference_asks_for() -> None:
+    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
+        assert record["code"].index("import math") < record["code"].index("print")
+        assert record["run_timeout"] == 1.5
+        return 200, fusion_run(record["stdin"], "7"), {}
+
+    reference = StdioReference(cases=(("", "7"),), prelude="import math", case_s=1.5)
+    with (
+        server_that(reply) as address,
+        FusionPool(address, Verify(), deadline_s=2.0) as fusion,
+    ):
+        assert fusion.submit(program("print(7)"), reference).result().status is Status.RIGHT
+
+
+def test_an_empty_answer_is_not_run() -> None:
+    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
+        raise AssertionError("nothing should have been asked")
+
+    with server_that(reply) as address, FusionPool(address, Verify()) as fusion:
+        assert fusion.submit("```python\n```", SEVEN).result().reason == "no_answer"
+
+
+def test_jax_is_not_loaded() -> None:
+    code = (
+        "import sys, cipo_jax.verify.remote, cipo_jax.verify.service; print('jax' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
