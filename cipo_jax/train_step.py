@@ -69,7 +69,8 @@ def init_state(params: Trainable, cfg: Config, mesh: Mesh) -> TrainState:
     make = partial(_init_opt_state, cfg=cfg)
     shardings = opt_state_shardings(jax.eval_shape(make, params), params, mesh)
     opt_state = jax.jit(make, out_shardings=shardings)(params)
-    step = jax.device_put(jnp.int32(0), NamedSharding(mesh, PartitionSpec()))
+    # Put on the devices of several processes, a number of one device could not be saved again.
+    step = jax.jit(lambda: jnp.int32(0), out_shardings=NamedSharding(mesh, PartitionSpec()))()
     return TrainState(params, opt_state, step)
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -134,13 +135,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return run_dir
 
 
-def wait_for_steps(run_dir: Path, count: int, *running: subprocess.Popen) -> None:
+def wait_for(condition: Callable[[], bool], *running: subprocess.Popen) -> None:
     deadline = time.monotonic() + 500
-    while len(figures(run_dir)) < count:
+    while not condition():
         assert time.monotonic() < deadline
         for process in running:
             assert process.poll() is None, process.communicate()[0]
         time.sleep(0.1)
+
+
+def wait_for_steps(run_dir: Path, count: int, *running: subprocess.Popen) -> None:
+    wait_for(lambda: len(figures(run_dir)) >= count, *running)
 
 
 def last_checkpoint(run_dir: Path) -> int:
@@ -148,12 +153,18 @@ def last_checkpoint(run_dir: Path) -> int:
 
 
 def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, cache, alone) -> None:
-    """Two processes, of which one is asked to stop; four with tensor parallelism, of which one is
-    killed; then one process with two devices; against a run on one device that nothing happened to.
+    """Two processes, of which one is asked to stop, before the first step and after it; four with
+    tensor parallelism, of which one is killed; then one process with two devices; against a run on
+    one device that nothing happened to.
     """
     run_dir = tmp_path / "several"
     saving = ("--checkpoint.every", "1")
     endless = (*saving, "--train.steps", "1000")
+    first, second = start_all(run_dir, cache, 2, *endless)
+    wait_for((run_dir / "environment.json").exists, first, second)
+    first.send_signal(signal.SIGTERM)
+    assert "stopped after step 0" in finish(first, second)[0]
+    assert last_checkpoint(run_dir) == 0
     first, second = start_all(run_dir, cache, 2, *endless)
     wait_for_steps(run_dir, 1, first, second)
     second.send_signal(signal.SIGTERM)

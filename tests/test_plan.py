@@ -242,19 +242,27 @@ def test_each_shipped_setting_fits_the_slice_that_it_is_written_for():
         assert kept_settings()[path.stem] == (config, [])
 
 
-def test_over_fsdp_alone_no_layer_of_the_large_model_sums_a_gradient_whole():
-    """In the kept plan of eight chips: matrices are scattered in pieces. The head's gradient alone
-    is summed whole, once a microbatch, which docs/scaling.md explains."""
-    plan_ = json.loads((ROOT / "docs" / "plans" / "qwen3_4b_math.v5p-16.json").read_text())
+@pytest.mark.parametrize("name", ["qwen3_4b_math", "seed_coder_8b_code"])
+def test_over_fsdp_alone_no_gradient_of_the_large_models_is_summed_whole(name):
+    """In the kept plans of eight chips: the layers' matrices are scattered in pieces, the head by
+    halving, once a microbatch."""
+    plan_ = json.loads((ROOT / "docs" / "plans" / f"{name}.v5p-16.json").read_text())
     assert plan_["mesh"] == {"data": 1, "fsdp": 8, "expert": 1, "tensor": 1}
     (step,) = (p for p in plan_["programs"] if p["name"] == "train step")
-    summed = [c for c in step["collectives"] if c["kind"] == "all-reduce"]
-    head = 4 * 151_936 * 2560
-    assert [c["result_bytes"] for c in summed if c["result_bytes"] > 10**5] == [head]
-    pieces = [c for c in step["collectives"] if c["kind"] == "reduce-scatter in pieces"]
-    layer = 2 * 2560 * (2 * 4096 + 2 * 1024 + 3 * 9728)
-    microbatches = max(c["runs"] for c in summed if c["result_bytes"] == head)
-    assert sum(c["sent_bytes"] for c in pieces) >= 7 / 8 * layer * 36 * microbatches
+
+    def exchanged(kind):
+        return [c for c in step["collectives"] if c["kind"] == kind]
+
+    assert max((c["result_bytes"] for c in exchanged("all-reduce")), default=0) < 10**5
+    arch = planned_architecture(configfile.load(ROOT / "configs" / f"{name}.yaml"))
+    head = 4 * arch.vocab_size * arch.model_dim
+    halves = [c for c in exchanged("collective-permute") if c["result_bytes"] >= head // 8]
+    assert [c["result_bytes"] for c in halves] == [head // 2, head // 4, head // 8]
+    (microbatches,) = {c["runs"] for c in halves}
+    heads = 2 * arch.num_heads + 2 * arch.num_kv_heads
+    layer = 2 * arch.model_dim * (heads * arch.head_dim + 3 * arch.mlp_dim)
+    pieces = sum(c["sent_bytes"] for c in exchanged("reduce-scatter in pieces"))
+    assert pieces >= 7 / 8 * layer * arch.num_layers * microbatches
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
