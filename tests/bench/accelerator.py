@@ -1,0 +1,207 @@
+"""How near a run's programs come to what the devices at hand can do at most.
+
+    python tests/bench/accelerator.py [--SETTING VALUE ...]        # settings as of `cipo train`
+
+First the two ceilings are measured, on one device: a product of two large square matrices in the
+compute dtype, and adding 1 to a large array. Then each large program of a step runs with random
+weights and full lengths: prefill and decoding of one call of the sampler, and the train step on a
+full batch whose rows hold one sequence each. Work is what `cipo plan` counts for these devices: all
+products, and the bytes that each instruction reads and writes. At last a run of `cipo train` gives
+the seconds of each phase, verification and packing included: medians of its steps but the first
+two, which compile.
+
+The model is Qwen3-0.6B's size with random weights, prompts of 256 and completions of 1024 tokens.
+For two CPU cores, which would take hours: --model.preset HuggingFaceTB/SmolLM2-135M-Instruct
+--train.compute-dtype float32 --sampling.max-new-tokens 64 --prompts.max-attempt-tokens 64
+--prompts.max-correction-prompt-tokens 512 --train.prompts-per-step 4 --train.row-tokens 1024
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cipo_jax import configfile, policy
+from cipo_jax.config import Config
+from cipo_jax.iteration import base_shape
+from cipo_jax.loop import train
+from cipo_jax.method.mix import max_rows
+from cipo_jax.model.load import load_model
+from cipo_jax.model.transformer import ends, unstack
+from cipo_jax.plan.worker import Workshop
+from cipo_jax.records import Batch, PromptBatch
+from cipo_jax.sampler.decode import complete
+from cipo_jax.sampler.prefill import read_prompts
+from cipo_jax.sharding import ACTIVATION_RULES, distributed, make_mesh, num_row_shards
+from cipo_jax.train_step import init_state, make_train_step
+
+SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
+MODEL = [
+    "--name", "accelerator", "--model.preset", "Qwen/Qwen3-0.6B",
+    "--prompts.max-prompt-tokens", "256", "--prompts.max-attempt-tokens", "1024",
+    "--prompts.max-correction-prompt-tokens", "1536", "--sampling.max-new-tokens", "1024",
+    "--train.prompts-per-step", "32", "--train.row-tokens", "4096", "--train.steps", "6",
+    "--train.compute-dtype", "bfloat16", "--checkpoint.every", "1000", "--evaluation.problems", "1",
+    "--evaluation.samples-per-problem", "1", "--evaluation.corrections-per-attempt", "1",
+]  # fmt: skip
+REPEATS = 5
+
+
+def seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median, after one run that compiles."""
+    jax.block_until_ready(run())
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def ceilings(cfg: Config) -> tuple[float, float]:
+    """FLOP/s of a product and bytes/s of a pass over memory, of one device."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), cfg.train.compute_dtype)
+    product = jax.jit(jnp.matmul)
+    array = jnp.ones(2**26, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return 2 * size**3 / seconds(lambda: product(x, x)), 2 * array.nbytes / seconds(
+        lambda: add(array)
+    )
+
+
+def full_prompts(num_prompts: int, num_tokens: int, vocab_size: int) -> PromptBatch:
+    rng = np.random.default_rng(0)
+    return PromptBatch(
+        rng.integers(1, vocab_size, (num_prompts, num_tokens), np.int32),
+        np.full(num_prompts, num_tokens, np.int32),
+        np.arange(num_prompts, dtype=np.int32),
+    )
+
+
+def full_batch(cfg: Config, vocab_size: int) -> Batch:
+    """Each row one sequence: a prompt of one token, and a completion that fills the row."""
+    shape = max_rows(cfg), cfg.train.row_tokens
+    rng = np.random.default_rng(1)
+    position_BT = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+    is_target_BT = position_BT > 0
+    return Batch(
+        token_BT=rng.integers(1, vocab_size, shape, np.int32),
+        position_BT=position_BT,
+        segment_BT=np.where(is_target_BT, 2, 1).astype(np.int32),
+        prefix_BT=np.ones(shape, np.int32),
+        predecessor_BT=np.maximum(position_BT - 1, 0),
+        stream_BT=np.zeros(shape, np.int32),
+        is_target_BT=is_target_BT,
+        sampler_logprob_BT=np.full(shape, -np.log(vocab_size), np.float32),
+        old_logprob_BT=np.full(shape, -np.log(vocab_size), np.float32)
+        if cfg.has_old_logprob
+        else None,
+        advantage_BT=rng.normal(size=shape).astype(np.float32),
+        weight_BT=np.full(shape, 1 / is_target_BT.sum(), np.float32),
+        num_rows=np.int32(shape[0]),
+    )
+
+
+def measured(cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
+    """Seconds of one run of each program."""
+    params, arch = load_model(cfg.model, mesh, seed=cfg.seed, dtype=policy.base_dtype(cfg))
+    dtype, shape = jnp.dtype(cfg.train.compute_dtype), base_shape(cfg)
+    shards = num_row_shards(mesh)
+    num_prompts = shards * math.ceil(shape.num_prompts / shards)
+    prompts = full_prompts(num_prompts, shape.prompt_tokens, arch.vocab_size)
+    prompts = distributed(prompts, mesh, ACTIVATION_RULES)
+    found = {}
+
+    def prefill():
+        return read_prompts(params, prompts, arch=arch, compute_dtype=dtype)
+
+    found["prefill"] = seconds(prefill)
+    hidden_QD, stacked = prefill()
+    taken_apart = ends(params, dtype), unstack(params.blocks, dtype)
+    caches = unstack(stacked, dtype)
+    del stacked
+    found["decode"] = seconds(
+        lambda: complete(
+            *taken_apart, prompts, caches, hidden_QD, jax.random.key(0), jnp.float32(1.0),
+            arch=arch, samples_per_prompt=shape.num_samples, max_new_tokens=shape.new_tokens,
+            eos_ids=(0,),
+        ),
+        repeats=3,
+    )  # fmt: skip
+    del taken_apart, caches
+
+    trainable, frozen = policy.split(params, cfg, arch)
+    state = [init_state(trainable, cfg, mesh)]
+    step = make_train_step(cfg, arch, mesh)
+    batch = distributed(full_batch(cfg, arch.vocab_size), mesh, ACTIVATION_RULES)
+
+    def update():
+        state[0], metrics = step(state[0], frozen, batch)
+        return metrics
+
+    found["train step"] = seconds(update, repeats=3)
+    return found
+
+
+def phases(cfg: Config) -> dict[str, float]:
+    """Medians over the steps of a real run, seconds and tokens per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        train(cfg, Path(folder) / "run")
+        text = (Path(folder) / "run" / "metrics.jsonl").read_text()
+    steps = [json.loads(line) for line in text.splitlines()][2:]
+    names = [name for name in steps[0] if name.startswith(("time/", "throughput/"))]
+    return {name: statistics.median(step[name] for step in steps) for name in names}
+
+
+def main() -> None:
+    cfg = configfile.load(SMOKE, [*MODEL, *sys.argv[1:]])
+    devices = jax.devices()
+    versions = " ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax")
+    )
+    print(
+        f"{datetime.date.today()}  {len(devices)} x {devices[0].device_kind}, "
+        f"{devices[0].client.platform_version.splitlines()[0]}, {versions}, "
+        f"Python {platform.python_version()}\n"
+        f"{cfg.model.preset}, random weights, {cfg.train.compute_dtype}, settings beside the "
+        f"script's own: {' '.join(sys.argv[1:]) or 'none'}"
+    )
+    flops_per_s, bytes_per_s = ceilings(cfg)
+    print(f"ceilings of a device: {flops_per_s:.3g} FLOP/s, {bytes_per_s:.3g} byte/s\n")
+
+    mesh = make_mesh(cfg.mesh)
+    _, arch = load_model(cfg.model, mesh, seed=cfg.seed)
+    workshop = Workshop(arch=arch, mesh=mesh, folder=None, compiled={})
+    counted = {call.name: call.compiled for call in workshop.calls(cfg, ["sample", "train"])}
+    with jax.set_mesh(mesh):
+        took = measured(cfg, mesh)
+    print("| program | s | GFLOP | of the ceiling | GB a device | of the ceiling |")
+    print("|---|---|---|---|---|---|")
+    for name, taken in took.items():
+        flops, traffic = counted[name].flops, counted[name].traffic_bytes
+        print(
+            f"| {name} | {taken:.3f} | {flops / 1e9:,.1f} "
+            f"| {flops / taken / flops_per_s / len(devices):.1%} "
+            f"| {traffic / 1e9:,.1f} | {traffic / taken / bytes_per_s:.1%} |"
+        )
+    print()
+    for name, value in phases(cfg).items():
+        print(f"{name}  {value:,.2f}")
+
+
+if __name__ == "__main__":
+    main()
