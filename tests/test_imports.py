@@ -19,6 +19,7 @@ ROOMS = [
     "chat",
     "prompts",
     "sharding",
+    "collectives",
     "processes",
     "model",
     "tokenizer",
