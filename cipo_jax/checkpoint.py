@@ -247,8 +247,8 @@ def _shapes(tree: Any) -> Shapes:
 
 
 def _saved_shapes(item: Path) -> Shapes:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return _shapes(reader.metadata(item).item_metadata.tree)
+    # A Checkpointer would look for metadata of its own first, and warn that there are none.
+    return _shapes(ocp.PyTreeCheckpointHandler().metadata(item).tree)
 
 
 def _check_shapes(saved: Shapes, wanted: Shapes, folder: Path) -> None:

@@ -171,6 +171,7 @@ def test_a_run_that_is_stopped_and_killed_goes_on_in_another_layout(tmp_path, ca
     outputs = finish(first, second)
     stopped = last_checkpoint(run_dir)
     assert f"stopped after step {stopped}" in outputs[0]
+    assert not any("WARNING" in output for output in outputs)
     assert "step 1/" in outputs[0]
     assert "step 1/" not in outputs[1]  # one of them speaks
 

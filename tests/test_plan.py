@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from cipo_jax import cli, configfile, plan
+from cipo_jax import cli, config, configfile, plan
 from cipo_jax.plan import cycle, devices, flops, hardware, programs, search
 from cipo_jax.plan.compile import Compiled, Memory
 from cipo_jax.plan.cycle import Call
@@ -233,16 +233,16 @@ def kept_settings():
 
 def test_each_shipped_setting_fits_the_slice_that_it_is_written_for():
     """Eight devices, as the configs say of themselves: v5p-16 with nothing set beside them."""
-    for config in ("qwen3_4b_math", "qwen3_4b_math_lora", "seed_coder_8b_code"):
-        (path,) = (path for path in PLANS if path.stem == f"{config}.v5p-16")
+    for name in ("qwen3_4b_math", "qwen3_4b_math_lora", "seed_coder_8b_code"):
+        (path,) = (path for path in PLANS if path.stem == f"{name}.v5p-16")
         found = json.loads(path.read_text())
         assert found["fits"]
         assert found["peak_bytes"] == max(p["total_bytes"] for p in found["programs"])
         assert found["peak_bytes"] < found["hbm_bytes"]
-        assert kept_settings()[path.stem] == (config, [])
+        assert kept_settings()[path.stem] == (name, [])
 
 
-@pytest.mark.parametrize("name", ["qwen3_4b_math"])
+@pytest.mark.parametrize("name", ["qwen3_4b_math", "seed_coder_8b_code"])
 def test_over_fsdp_alone_no_gradient_of_the_large_models_is_summed_whole(name):
     """In the kept plans of eight chips: the layers' matrices are scattered in pieces, the head by
     halving, once a microbatch."""
@@ -268,9 +268,9 @@ def test_over_fsdp_alone_no_gradient_of_the_large_models_is_summed_whole(name):
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_kept_plans_are_of_the_shipped_settings(path):
     """What decides about memory is as it was when the plan was made: else make it again."""
-    config, overrides = kept_settings()[path.stem]
+    name, overrides = kept_settings()[path.stem]
     kept = json.loads(path.read_text())["settings"]
-    cfg = configfile.load(ROOT / "configs" / f"{config}.yaml", overrides)
+    cfg = configfile.load(ROOT / "configs" / f"{name}.yaml", overrides)
     now = json.loads(json.dumps(dataclasses.asdict(cfg)))
     for section in (
         "model",
@@ -292,6 +292,27 @@ def test_kept_plans_are_of_the_shipped_settings(path):
         ("evaluation", "prompts_per_call"),
     ):
         assert now[section][field] == kept[section][field], (section, field)
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_kept_plans_are_of_what_a_run_keeps(path):
+    """Parameters, optimizer state and reference policy, by their shapes and types."""
+    name, overrides = kept_settings()[path.stem]
+    kept = json.loads(path.read_text())
+    cfg = configfile.load(ROOT / "configs" / f"{name}.yaml", overrides)
+    one = dataclasses.replace(cfg, mesh=config.Mesh(data=1, fsdp=1, tensor=1))
+    mesh = make_mesh(one.mesh, jax.devices()[:1])
+    resident = programs.resident(one, planned_architecture(cfg), mesh)
+    (step,) = (p for p in kept["programs"] if p["name"] == "train step")
+    assert step["kept"].keys() == resident.keys()
+    is_factored = isinstance(cfg.adapter, config.Lora), isinstance(cfg.optimizer, config.Adafactor)
+    for what, tree in resident.items():
+        whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        times = step["kept"][what] * math.prod(kept["mesh"].values()) / whole
+        # A little more where tiles are filled up and small arrays lie on several devices; of the
+        # narrow factors of an adapter or of moments, several times as much.
+        is_whole = what == programs.FROZEN or not any(is_factored)
+        assert 1 <= times < (1.2 if is_whole else 16), what
 
 
 # A real plan

@@ -119,7 +119,10 @@ def exchange(
     received = bytearray()
     wanted = 4
     while len(received) < wanted:
-        connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        connection.settimeout(left_s)
         part = connection.recv(min(2**20, wanted - len(received)))
         if not part:
             return None
