@@ -34,6 +34,14 @@ RIGHT_PROGRAM = program("print(sum(map(int, input().split())))")
 Reply = Callable[[int, str, dict], tuple[int, bytes, dict]]
 
 
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that has left
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def server_that(reply: Reply) -> Iterator[str]:
     """A server of our own making: `reply(number of the request, path, question)`."""
@@ -66,8 +74,7 @@ def server_that(reply: Reply) -> Iterator[str]:
         def log_message(self, *arguments) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
