@@ -35,8 +35,8 @@ _ADAPTER_KEY = 2**31 - 1
 def split(params: Params, cfg: Config, arch: Architecture) -> tuple[Trainable, Params | None]:
     """What is trained and what is frozen at the start of a run from `params`.
 
-    Full training takes `params` over, and copies them where a KL penalty needs a reference: in the
-    compute dtype, which is all that anyone reads of them.
+    Full training takes `params` over, and copies them where a KL penalty needs a reference, in the
+    types that a forward pass reads them in.
     """
     if isinstance(cfg.adapter, Lora):
         key = jax.random.fold_in(jax.random.key(cfg.seed), _ADAPTER_KEY)

@@ -68,7 +68,9 @@ def test_buckets_are_those_of_a_walk_over_the_completions(batch, logprob):
 
 
 def test_parts_add_up(batch, logprob):
-    rows = lambda x, part: x[part] if np.ndim(x) else x  # noqa: E731
+    def rows(x, part):
+        return x[part] if np.ndim(x) else x
+
     parts = [slice(0, 2), slice(2, 4)]
     added = Gaps.none()
     for part in parts:

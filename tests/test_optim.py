@@ -59,7 +59,9 @@ class Tree:
 
 
 def make_tree(value: float) -> Tree:
-    full = lambda *shape: jnp.full(shape, value, jnp.float32)  # noqa: E731
+    def full(*shape: int) -> jax.Array:
+        return jnp.full(shape, value, jnp.float32)
+
     return Tree(full(5, 3), Layers(full(2, 3), full(2, 4, 2), full(2, 3, 4, 2)), full(3), None)
 
 

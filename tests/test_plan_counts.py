@@ -60,8 +60,12 @@ def test_gradients_count_what_they_compute():
 def test_loops_of_unknown_length_take_the_stated_one():
     def steps(x, w, n):
         first = jax.lax.fori_loop(0, n, lambda _, x: x @ w, x)
-        is_open = lambda state: (state[0] < 7) & (state[1].sum() > 0)  # noqa: E731
-        return jax.lax.while_loop(is_open, lambda s: (s[0] + 1, s[1] @ w), (0, first))[1]
+        _, x = jax.lax.while_loop(
+            lambda state: (state[0] < 7) & (state[1].sum() > 0),
+            lambda state: (state[0] + 1, state[1] @ w),
+            (0, first),
+        )
+        return x
 
     product = 2 * 6 * 8 * 8
     bounds = []
@@ -95,8 +99,8 @@ def test_branches_devices_convolutions_and_groups_count():
     weights = jnp.ones((2, 8, 5))
     assert counted(lambda x: jax.lax.ragged_dot(x, weights, groups), X) == 2 * 6 * 5 * 8
     image, kernel = jnp.ones((1, 3, 9, 9)), jnp.ones((4, 3, 2, 2))
-    convolve = lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID")  # noqa: E731
-    assert counted(convolve, image, kernel) == 2 * 4 * 8 * 8 * 3 * 2 * 2
+    convolved = counted(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"), image, kernel)
+    assert convolved == 2 * 4 * 8 * 8 * 3 * 2 * 2
 
 
 def test_kernels_count_for_each_place_of_their_grid():

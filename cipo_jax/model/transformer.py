@@ -136,7 +136,7 @@ def abstract(arch: Architecture) -> Params:
 
 
 def read_only(params: Params, compute_dtype: DTypeLike) -> Params:
-    """A copy of a model that is never updated, and gives the same bits in half the memory.
+    """A copy of a model that is never updated: in bfloat16, half the memory and the same log-probs.
 
     Matrices, biases and the embedding come in `compute_dtype`, which every product casts them to;
     the scales of norms in float32, in which norms compute. No array is shared with `params`.

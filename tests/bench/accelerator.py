@@ -39,7 +39,7 @@ from cipo_jax.model import transformer
 from cipo_jax.model.load import load_model
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import ends, unstack
-from cipo_jax.plan.worker import Workshop
+from cipo_jax.plan.worker import Workshop, planned_architecture
 from cipo_jax.records import Batch, PromptBatch
 from cipo_jax.sampler.decode import complete
 from cipo_jax.sampler.prefill import read_prompts
@@ -113,8 +113,9 @@ def full_batch(cfg: Config, vocab_size: int) -> Batch:
     )
 
 
-def decoding_bytes(cfg: Config, arch: Architecture) -> float:
-    """What one call of the sampler reads at least after its prefill, over all devices."""
+def decoding_bytes(cfg: Config, arch: Architecture, mesh: jax.sharding.Mesh) -> float:
+    """What one call of the sampler reads at least after its prefill, over all devices: those that
+    split the rows all read the weights."""
     shape, itemsize = base_shape(cfg), jnp.dtype(cfg.train.compute_dtype).itemsize
     weights = sum(x.size for x in jax.tree.leaves(transformer.abstract(arch)))
     if not arch.is_tied:  # of a table, only rows are read
@@ -122,7 +123,7 @@ def decoding_bytes(cfg: Config, arch: Architecture) -> float:
     of_token = 2 * arch.num_layers * arch.num_kv_heads * arch.head_dim
     tokens = shape.prompt_tokens + shape.num_samples * shape.new_tokens / 2
     cache = shape.num_prompts * tokens * of_token
-    return (shape.new_tokens - 1) * itemsize * (weights + cache)
+    return (shape.new_tokens - 1) * itemsize * (num_row_shards(mesh) * weights + cache)
 
 
 def measured(cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
@@ -154,12 +155,13 @@ def measured(cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
     del taken_apart, caches
 
     trainable, frozen = policy.split(params, cfg, arch)
-    state = [init_state(trainable, cfg, mesh)]
+    state = init_state(trainable, cfg, mesh)
     step = make_train_step(cfg, arch, mesh)
     batch = distributed(full_batch(cfg, arch.vocab_size), mesh, ACTIVATION_RULES)
 
     def update():
-        state[0], metrics = step(state[0], frozen, batch)
+        nonlocal state
+        state, metrics = step(state, frozen, batch)
         return metrics
 
     found["train step"] = seconds(update, repeats=3)
@@ -182,7 +184,7 @@ def main() -> None:
     print(f"ceilings of a device: {flops_per_s:.3g} FLOP/s, {bytes_per_s:.3g} byte/s\n")
 
     mesh = make_mesh(cfg.mesh)
-    _, arch = load_model(cfg.model, mesh, seed=cfg.seed)
+    arch = planned_architecture(cfg)
     workshop = Workshop(arch=arch, mesh=mesh, folder=None, compiled={})
     counted = {call.name: call.compiled for call in workshop.calls(cfg, ["sample", "train"])}
     with jax.set_mesh(mesh):
@@ -193,7 +195,7 @@ def main() -> None:
         flops = counted[name].flops
         read, share = "", ""
         if name == "decode":
-            floor = decoding_bytes(cfg, arch)
+            floor = decoding_bytes(cfg, arch, mesh)
             read, share = f"{floor / 1e9:,.1f}", f"{floor / taken / bytes_per_s / len(devices):.1%}"
         print(
             f"| {name} | {taken:.3f} | {flops / 1e9:,.1f} "

@@ -5,7 +5,7 @@
 #   bash tests/bench/slurm.sh DIR
 #
 # Needs root, Slurm and munge (Debian and Ubuntu: apt-get install slurm-wlm munge), an installed
-# .venv, no GPU, and about ten minutes, two of which Slurm waits before it starts a job again.
+# .venv, no GPU, and a quarter of an hour: Slurm waits two minutes before it starts a job again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 dir=$(realpath -m "${1:?slurm.sh: usage: bash tests/bench/slurm.sh DIR}")
