@@ -15,6 +15,7 @@ what went wrong anywhere between: on its way to the disk, there, or on its way b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -248,7 +249,8 @@ def _shapes(tree: Any) -> Shapes:
 
 def _saved_shapes(item: Path) -> Shapes:
     # A Checkpointer would look for metadata of its own first, and warn that there are none.
-    return _shapes(ocp.PyTreeCheckpointHandler().metadata(item).tree)
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        return _shapes(reader.metadata(item).tree)
 
 
 def _check_shapes(saved: Shapes, wanted: Shapes, folder: Path) -> None:
