@@ -22,8 +22,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cipo_jax import __version__, configfile, run_folder
-from cipo_jax.config import Benchmarking, Verify
+from cipo_jax import __version__
+from cipo_jax.config import Benchmarking, Verify, configfile
+from cipo_jax.run import run_folder
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,7 +114,7 @@ def _add_several(parser: argparse.ArgumentParser) -> None:
 
 
 def _connect(parsed: argparse.Namespace) -> None:
-    from cipo_jax import processes
+    from cipo_jax.mesh import processes
 
     others = (parsed.coordinator, parsed.num_processes, parsed.process_id)
     if parsed.distributed or any(x is not None for x in others):
@@ -132,8 +133,8 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
             "--allow-changes goes on with a certain run: name its folder by --run-dir."
         )
     # Imported late: --help and a config's errors need no accelerator.
-    from cipo_jax import processes
-    from cipo_jax.loop import train
+    from cipo_jax.mesh import processes
+    from cipo_jax.run.loop import train
 
     _connect(parsed)
     with processes.ending_together():
@@ -383,7 +384,8 @@ def _doctor(parsed: argparse.Namespace, rest: list[str]) -> int:
         raise ValueError(f"{rest[0]} sets a field of a config: name its file, too.")
     cfg = None if parsed.config is None else configfile.load(parsed.config, rest)
     # Imported late: it loads jax.
-    from cipo_jax import doctor, processes
+    from cipo_jax import doctor
+    from cipo_jax.mesh import processes
 
     folder = parsed.run_dir or Path("runs") / ("doctor" if cfg is None else cfg.name)
     with _output_to_errors() if parsed.json else contextlib.nullcontext():
@@ -434,8 +436,8 @@ def _add_study(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _study(parsed: argparse.Namespace, rest: list[str]) -> int:
-    from cipo_jax import study
     from cipo_jax.report import study as page
+    from cipo_jax.run import study
 
     read = study.read(parsed.study, arms=parsed.arms.split(",") if parsed.arms else None)
     folder = parsed.output or Path("runs") / parsed.study.stem
@@ -458,8 +460,8 @@ def _add_regrade(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _regrade(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from cipo_jax.report.regrade import regrade, stored_references
     from cipo_jax.verify.judge import open_judge
-    from cipo_jax.verify.regrade import regrade, stored_references
 
     cfg = configfile.load(parsed.folder / "config.yaml")
     judge = open_judge(cfg.verify, stored_references(parsed.folder))

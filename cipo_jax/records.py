@@ -42,8 +42,8 @@ class PromptBatch:
     """
 
     token_QP: Int32[Array, "Q P"]
-    length_Q: Int32[Array, "Q"]
-    key_id_Q: Int32[Array, "Q"]
+    length_Q: Int32[Array, " Q"]
+    key_id_Q: Int32[Array, " Q"]
 
 
 @flax.struct.dataclass

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up like the quickstart, with the test tools, and runs the tests.
-# Extra arguments go to pytest:   bash launch/test.sh tests/test_losses.py
+# Extra arguments go to pytest:   bash launch/test.sh tests/method/test_losses.py
 #
 #   CIPO_TEST_PROCESSES   how many test files run at a time (default: 2)
 set -euo pipefail

@@ -14,10 +14,10 @@ import dataclasses
 import uuid
 from pathlib import Path
 
-from cipo_jax import processes
 from cipo_jax.config import Config, Verify
 from cipo_jax.doctor import devices, host, subject, verifier
 from cipo_jax.doctor.finding import Finding, is_well, table, tried
+from cipo_jax.mesh import processes
 
 __all__ = ["Finding", "examine", "is_well", "table"]
 

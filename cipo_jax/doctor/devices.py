@@ -12,15 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cipo_jax import policy, processes
 from cipo_jax.config import Config
 from cipo_jax.doctor.finding import Finding, fail, ok, warn
 from cipo_jax.doctor.host import GIB, attached, nvidia_driver
-from cipo_jax.log.environment import environment
-from cipo_jax.loop import check_divisible
-from cipo_jax.model.load import load_architecture
-from cipo_jax.sharding import make_mesh
-from cipo_jax.train_step import abstract_state
+from cipo_jax.mesh import processes
+from cipo_jax.mesh.sharding import make_mesh
+from cipo_jax.model.files.load import load_architecture
+from cipo_jax.run.log.environment import environment
+from cipo_jax.run.loop import check_divisible
+from cipo_jax.update import policy
+from cipo_jax.update.train_step import abstract_state
 
 ROUNDS = 5
 SKEW_WARN_S = 1.0

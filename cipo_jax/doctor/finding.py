@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from cipo_jax.processes import EXPLAINED
+from cipo_jax.mesh.processes import EXPLAINED
 
 Status = Literal["ok", "warn", "FAIL"]
 _SEVERITY: dict[Status, int] = {"ok": 0, "warn": 1, "FAIL": 2}

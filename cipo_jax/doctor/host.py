@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cipo_jax.doctor.finding import Finding, fail, ok, warn
-from cipo_jax.log.environment import environment
+from cipo_jax.run.log.environment import environment
 
 GIB = 2**30
 TEST_BYTES = 64 * 2**20

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from cipo_jax import tasks
 from cipo_jax.config import Config
 from cipo_jax.doctor.finding import Finding, fail, ok, warn
-from cipo_jax.model.load import load_architecture
-from cipo_jax.prompts import Renderer
-from cipo_jax.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.model.files.load import load_architecture
+from cipo_jax.text.prompts import Renderer
+from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
 from cipo_jax.verify import NumberReference, TextReference
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from cipo_jax.evaluate.measures import (
 
 
 def correction_measures(
-    problem_N: Int[np.ndarray, "N"],
-    was_right_N: Bool[np.ndarray, "N"],
-    is_right_N: Bool[np.ndarray, "N"],
+    problem_N: Int[np.ndarray, " N"],
+    was_right_N: Bool[np.ndarray, " N"],
+    is_right_N: Bool[np.ndarray, " N"],
     *,
-    is_copy_N: Bool[np.ndarray, "N"] | None = None,
+    is_copy_N: Bool[np.ndarray, " N"] | None = None,
     seed: int,
 ) -> dict[str, Estimate]:
     """What corrections do to the attempts they start from, over N pairs (attempt, correction).
@@ -89,9 +89,9 @@ class EqualTokens(TypedDict):
 
 
 def equal_tokens(
-    num_right_Q: Int[np.ndarray, "Q"],
-    num_solved_Q: Int[np.ndarray, "Q"],
-    num_chains_Q: Int[np.ndarray, "Q"],
+    num_right_Q: Int[np.ndarray, " Q"],
+    num_solved_Q: Int[np.ndarray, " Q"],
+    num_chains_Q: Int[np.ndarray, " Q"],
     *,
     attempt_tokens: float,
     correction_tokens: float,

@@ -11,7 +11,7 @@ from cipo_jax.evaluate.measures import Estimate, ratio
 
 
 def critique_measures(
-    is_response_right_N: Bool[np.ndarray, "N"],
+    is_response_right_N: Bool[np.ndarray, " N"],
     said_right: Sequence[bool | None],
     *,
     seed: int,

@@ -13,7 +13,7 @@ import numpy as np
 from cipo_jax.config import Config
 from cipo_jax.evaluate import correction, measures
 from cipo_jax.model.transformer import Params
-from cipo_jax.rollout import Engine, Judged, Prompted, Shape, roll_out
+from cipo_jax.rollout.judged import Engine, Judged, Prompted, Shape, roll_out
 from cipo_jax.tasks.problem import Problem
 
 # Key ids of held-out prompts start here, apart from those of training prompts.

@@ -33,8 +33,8 @@ class Estimate(TypedDict):
 
 
 def pass_at_k(
-    num_right_Q: Int[np.ndarray, "Q"], num_samples_Q: Int[np.ndarray, "Q"] | int, k: int
-) -> Float64[np.ndarray, "Q"]:
+    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"] | int, k: int
+) -> Float64[np.ndarray, " Q"]:
     """The chance that at least one of k samples of a problem is right, estimated from N >= k.
 
         pass@k = 1 - C(N - c, k) / C(N, k) = 1 - product over j in N-c+1..N of (1 - k / j)
@@ -70,8 +70,8 @@ def pass_at_k(
 
 
 def pass_at_mean_k(
-    num_right_Q: Int[np.ndarray, "Q"], num_samples_Q: Int[np.ndarray, "Q"] | int, k: float
-) -> Float64[np.ndarray, "Q"]:
+    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"] | int, k: float
+) -> Float64[np.ndarray, " Q"]:
     """pass@k at a mean number of samples that need not be whole: of two neighbouring whole numbers,
     drawn so that their mean is k. So two ways of spending the same tokens can be compared."""
     low = math.floor(k)
@@ -86,7 +86,7 @@ def majority_at_k(
     answers: Sequence[Sequence[str | None]],
     is_right: Sequence[Sequence[bool]],
     k: int | None = None,
-) -> Float64[np.ndarray, "Q"]:
+) -> Float64[np.ndarray, " Q"]:
     """The chance that the most frequent of k answers to a problem is right, ties drawn evenly.
 
     Of t answers that share the largest count, r of them right, the credit is r / t. An answer

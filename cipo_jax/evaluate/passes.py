@@ -17,7 +17,7 @@ from cipo_jax.config import Benchmarking
 from cipo_jax.evaluate.heldout import FIRST_KEY_ID
 from cipo_jax.evaluate.samples import SampleRow, rows_of
 from cipo_jax.model.transformer import Params
-from cipo_jax.rollout import Engine, Judged, Prompted, Shape, roll_out
+from cipo_jax.rollout.judged import Engine, Judged, Prompted, Shape, roll_out
 from cipo_jax.tasks.benchmarks import Benchmark, Item, criticbench
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.verify.judge import Judge

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from jaxtyping import Bool, Int
 
-from cipo_jax.rollout import Judged
+from cipo_jax.rollout.judged import Judged
 
 Stream = Literal["greedy", "sampled", "corrected", "critique", "critique_corrected"]
 

@@ -24,21 +24,22 @@ import rich.console
 from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cipo_jax import __version__, configfile, policy
-from cipo_jax.config import Benchmarking, PretrainedModel, Prompts, Verify
+from cipo_jax import __version__
+from cipo_jax.config import Benchmarking, PretrainedModel, Prompts, Verify, configfile
 from cipo_jax.config import Mesh as MeshConfig
 from cipo_jax.config.model import ModelSource
 from cipo_jax.evaluate import passes, samples
 from cipo_jax.evaluate.summary import per_problem, summarise
-from cipo_jax.model.load import load_model
+from cipo_jax.mesh.sharding import make_mesh
+from cipo_jax.model.files.load import load_model
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
-from cipo_jax.prompts import Renderer
-from cipo_jax.rollout import Engine
-from cipo_jax.sharding import make_mesh
+from cipo_jax.rollout.judged import Engine
 from cipo_jax.tasks import benchmarks
 from cipo_jax.tasks.benchmarks import Benchmark, Loaded
-from cipo_jax.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.text.prompts import Renderer
+from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.update import policy
 from cipo_jax.verify.judge import open_judge
 
 if TYPE_CHECKING:

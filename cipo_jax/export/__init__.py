@@ -19,18 +19,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from cipo_jax import configfile, policy
-from cipo_jax.config import Config, Lora, Mesh, ModelSource, PretrainedModel
+from cipo_jax.config import Config, Lora, Mesh, ModelSource, PretrainedModel, configfile
 from cipo_jax.export import adapter_folder, licence, model_folder
 from cipo_jax.export.card import model_card
 from cipo_jax.export.check import NotChecked, Outcome, compare
+from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model import adapter
 from cipo_jax.model.adapter import Adapter
-from cipo_jax.model.load import load_architecture, load_model, stored_dtype
+from cipo_jax.model.files.load import load_architecture, load_model, stored_dtype
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
-from cipo_jax.sharding import make_mesh
-from cipo_jax.tokenizer import load_tokenizer
+from cipo_jax.text.tokenizer import load_tokenizer
+from cipo_jax.update import policy
 
 __all__ = ["Exported", "export"]
 

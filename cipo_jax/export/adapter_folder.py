@@ -13,10 +13,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from cipo_jax.config import Lora, PretrainedModel
-from cipo_jax.model import hf
+from cipo_jax.mesh.sharding import letters_of
 from cipo_jax.model.adapter import Adapter
-from cipo_jax.model.load import resolve
-from cipo_jax.sharding import letters_of
+from cipo_jax.model.files import hf
+from cipo_jax.model.files.load import resolve
 
 
 def write(trained: Adapter, cfg: Lora, base: PretrainedModel, folder: Path) -> None:

@@ -12,7 +12,7 @@ import yaml
 from cipo_jax import __version__
 from cipo_jax.config import Config, Lora, ModelSource, PretrainedModel, RandomModel
 from cipo_jax.export.check import PROMPTS, NotChecked, Outcome
-from cipo_jax.model.load import is_hub_id
+from cipo_jax.model.files.load import is_hub_id
 from cipo_jax.report.comparison import figures
 
 _USE_MODEL = """\

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import AutoTokenizer
 
-from cipo_jax.logprobs import logits
+from cipo_jax.model.head import logits
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, hidden_states
 

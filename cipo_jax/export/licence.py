@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 
 from cipo_jax.config import ModelSource, PretrainedModel
-from cipo_jax.model import gguf
-from cipo_jax.model.load import resolve
+from cipo_jax.model.files import gguf
+from cipo_jax.model.files.load import resolve
 
 _TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cipo_jax.config import ModelSource
-from cipo_jax.model import hf
+from cipo_jax.model.files import hf
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
-from cipo_jax.tokenizer import eos_ids, save_tokenizer
+from cipo_jax.text.tokenizer import eos_ids, save_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

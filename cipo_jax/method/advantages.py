@@ -128,8 +128,8 @@ def of_sequences(advantage: Advantage, length_QG: Int[np.ndarray, "Q G"]) -> np.
 
 def correction_advantage(
     scores: Scores,
-    is_right_M: Bool[np.ndarray, "M"],
-    prompt_M: Int[np.ndarray, "M"],
+    is_right_M: Bool[np.ndarray, " M"],
+    prompt_M: Int[np.ndarray, " M"],
     *,
     raw_MG: Float[np.ndarray, "M G"],
     mode: CorrectionAdvantage,

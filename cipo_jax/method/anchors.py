@@ -66,7 +66,7 @@ class Anchor:
 
 
 def select(
-    key_id_Q: Int[np.ndarray, "Q"],
+    key_id_Q: Int[np.ndarray, " Q"],
     is_right_QG: Bool[np.ndarray, "Q G"],
     is_valid_QG: Bool[np.ndarray, "Q G"],
     is_finished_QG: Bool[np.ndarray, "Q G"],
@@ -153,7 +153,7 @@ def select(
 
 
 def one_right_per_prompt(
-    key_id_Q: Int[np.ndarray, "Q"],
+    key_id_Q: Int[np.ndarray, " Q"],
     is_right_QG: Bool[np.ndarray, "Q G"],
     is_valid_QG: Bool[np.ndarray, "Q G"],
     is_finished_QG: Bool[np.ndarray, "Q G"],

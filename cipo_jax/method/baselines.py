@@ -88,7 +88,7 @@ def whitened(
 
 def group_std(
     reward_QG: Float[np.ndarray, "Q G"], is_valid_QG: Bool[np.ndarray, "Q G"], *, ddof: int
-) -> Float[np.ndarray, "Q"]:
+) -> Float[np.ndarray, " Q"]:
     """Standard deviation over the valid samples; 1 where they are fewer than two or all equal, so
     that dividing the zeros of `centred` by it is harmless even with eps = 0.
     """
@@ -100,7 +100,7 @@ def group_std(
 
 def is_mixed(
     reward_QG: Float[np.ndarray, "Q G"], is_valid_QG: Bool[np.ndarray, "Q G"]
-) -> Bool[np.ndarray, "Q"]:
+) -> Bool[np.ndarray, " Q"]:
     """Whether the valid rewards of a group differ (which takes at least two)."""
     highest_Q = np.max(np.where(is_valid_QG, reward_QG, -np.inf), axis=1, initial=-np.inf)
     lowest_Q = np.min(np.where(is_valid_QG, reward_QG, np.inf), axis=1, initial=np.inf)

@@ -38,9 +38,9 @@ class Gaps:
     """|trainer - sampler log-prob| in nats over the targets of each bucket, in the order of
     `BUCKETS`; largest is 0 in an empty one."""
 
-    count: Float32[Array, "buckets"]
-    total: Float32[Array, "buckets"]
-    largest: Float32[Array, "buckets"]
+    count: Float32[Array, " buckets"]
+    total: Float32[Array, " buckets"]
+    largest: Float32[Array, " buckets"]
 
     @classmethod
     def none(cls) -> Gaps:

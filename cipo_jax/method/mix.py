@@ -29,8 +29,8 @@ class Completion:
     the law that they were sampled from.
     """
 
-    token_C: Int[np.ndarray, "C"]
-    logprob_C: Float32[np.ndarray, "C"]
+    token_C: Int[np.ndarray, " C"]
+    logprob_C: Float32[np.ndarray, " C"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,11 @@ class Group:
     """
 
     stream: Stream
-    prompt_P: Int[np.ndarray, "P"]
+    prompt_P: Int[np.ndarray, " P"]
     completions: Sequence[Completion]
-    advantage_G: Float[np.ndarray, "G"] | Float[np.ndarray, "G C"]
+    advantage_G: Float[np.ndarray, " G"] | Float[np.ndarray, "G C"]
     """Of each completion; or of each of its tokens, padded."""
-    is_valid_G: Bool[np.ndarray, "G"]
+    is_valid_G: Bool[np.ndarray, " G"]
 
 
 @dataclass(frozen=True, kw_only=True)

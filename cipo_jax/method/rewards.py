@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 
 
 def correction_reward(
-    raw_MG: Float[np.ndarray, "M G"], is_right_M: Bool[np.ndarray, "M"], risk_penalty: float
+    raw_MG: Float[np.ndarray, "M G"], is_right_M: Bool[np.ndarray, " M"], risk_penalty: float
 ) -> Float[np.ndarray, "M G"]:
     """The verifier's score of each correction, less a penalty where it broke a right attempt.
 

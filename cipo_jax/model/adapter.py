@@ -23,11 +23,11 @@ from jax import Array
 from jaxtyping import Float, PRNGKeyArray
 
 from cipo_jax.config import Lora
+from cipo_jax.mesh.sharding import letters_of
 from cipo_jax.model import transformer
 from cipo_jax.model.linear import Adapted, merged
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
-from cipo_jax.sharding import letters_of
 
 
 @flax.struct.dataclass

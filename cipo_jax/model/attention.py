@@ -21,10 +21,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32
 
+from cipo_jax.mesh.sharding import ACTIVATION_RULES, target_platform
 from cipo_jax.model.blockwise import ATTENDED, MASKED, Window, blockwise_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.splash import splash_attention
-from cipo_jax.sharding import ACTIVATION_RULES, target_platform
 
 
 def packed_attention(
@@ -104,7 +104,7 @@ def decode_attention(
     prompt: PromptCache,
     completion: CompletionCache,
     sees_prompt_QP: Bool[Array, "Q P"],
-    sees_completion_C: Bool[Array, "C"],
+    sees_completion_C: Bool[Array, " C"],
 ) -> Float[Array, "B N H"]:
     """Attention of one new token per sample over its prompt and over its own completion.
 

@@ -18,9 +18,9 @@ from jax import Array
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Int32
 
+from cipo_jax.mesh.sharding import ROW_AXES
 from cipo_jax.model.grouped import grouped_product
 from cipo_jax.model.presets import Architecture, Experts
-from cipo_jax.sharding import ROW_AXES
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,

@@ -13,14 +13,14 @@ from jax import Array
 from jax.experimental.pallas.ops.tpu.megablox import gmm
 from jaxtyping import Float, Int32
 
-from cipo_jax.sharding import target_platform
+from cipo_jax.mesh.sharding import target_platform
 
 _ROWS, _CHANNELS = (512, 256, 128), (512, 256, 128)
 """Tile sizes of the kernel, the largest first. Not tuned on a device."""
 
 
 def grouped_product(
-    x_YA: Float[Array, "Y A"], weight_EAB: Float[Array, "E A B"], size_G: Int32[Array, "G"]
+    x_YA: Float[Array, "Y A"], weight_EAB: Float[Array, "E A B"], size_G: Int32[Array, " G"]
 ) -> Float[Array, "Y B"]:
     """Rows times the matrix of their group, in their dtype; zero for rows of the last group.
 

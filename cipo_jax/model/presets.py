@@ -179,8 +179,8 @@ _TINY_QWEN = _TINY | {
 }
 
 # --- public models -------------------------------------------------------------------------------
-# As in the config.json of each; tests/test_transformer.py holds the sizes that follow from them
-# against those of the public checkpoints.
+# As in the config.json of each; tests/model/test_transformer.py holds the sizes that follow from
+# them against those of the public checkpoints.
 
 _LLAMA3_SCALING = Llama3RopeScaling(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192

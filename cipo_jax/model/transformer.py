@@ -21,13 +21,13 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int32, PRNGKeyArray
 
+from cipo_jax.mesh.sharding import LOOKUP_RULES, constrain
 from cipo_jax.model.attention import packed_attention
 from cipo_jax.model.blockwise import ATTENDED, Window
 from cipo_jax.model.experts import ACTIVATIONS, mix_experts
 from cipo_jax.model.linear import Adapted, merged, product
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.rotary import Rotary, rotary_tables, rotate
-from cipo_jax.sharding import LOOKUP_RULES, constrain
 
 INIT_STD = 0.02
 """Standard deviation of freshly drawn matrices, as in the public models' own configs."""
@@ -67,7 +67,7 @@ class Params:
 
     embed: Float[Array, "V D"]
     blocks: Block
-    final_norm: Float[Array, "D"]
+    final_norm: Float[Array, " D"]
     head: Float[Array, "D V"] | None
 
 
@@ -349,7 +349,7 @@ def hidden_states(
     return norm(x_BTD, params.final_norm, arch)
 
 
-def is_sliding_by_layer(arch: Architecture) -> Bool[Array, "L"] | None:
+def is_sliding_by_layer(arch: Architecture) -> Bool[Array, " L"] | None:
     """What a scan over layers takes along beside the weights; None where no layer has a window."""
     return None if arch.sliding is None else jnp.array(arch.sliding.is_sliding)
 

@@ -18,23 +18,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cipo_jax import policy
 from cipo_jax.config import Config
 from cipo_jax.evaluate import heldout
-from cipo_jax.iteration import base_shape, correction_shape
+from cipo_jax.mesh.sharding import ACTIVATION_RULES, abstract_on, num_row_shards
 from cipo_jax.method.mix import abstract_batch, max_rows
 from cipo_jax.model import transformer
 from cipo_jax.model.blockwise import most_pairs
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.plan.flops import LoopTrips, run_once
-from cipo_jax.prompts import pad_prompts
-from cipo_jax.rollout import Shape
-from cipo_jax.sampler.decode import complete
-from cipo_jax.sampler.prefill import read_prompts
-from cipo_jax.score import make_scorer
-from cipo_jax.sharding import ACTIVATION_RULES, abstract_on, num_row_shards
-from cipo_jax.train_step import TrainState, abstract_state, make_train_step
+from cipo_jax.rollout.decode import complete
+from cipo_jax.rollout.judged import Shape
+from cipo_jax.rollout.prefill import read_prompts
+from cipo_jax.run.iteration import base_shape, correction_shape
+from cipo_jax.text.prompts import pad_prompts
+from cipo_jax.update import policy
+from cipo_jax.update.scorer import make_scorer
+from cipo_jax.update.train_step import TrainState, abstract_state, make_train_step
 
 Phase = Literal["sample", "correct", "train", "evaluate"]
 

@@ -25,7 +25,8 @@ from jax.sharding import Mesh
 
 from cipo_jax import __version__
 from cipo_jax.config import Config, PretrainedModel
-from cipo_jax.model.load import load_architecture
+from cipo_jax.mesh.sharding import make_mesh, num_row_shards
+from cipo_jax.model.files.load import load_architecture
 from cipo_jax.model.presets import PRESETS, Architecture
 from cipo_jax.plan import cycle, programs, search
 from cipo_jax.plan.compile import Compiled, available_bytes, bytes_of, compile_program
@@ -34,7 +35,6 @@ from cipo_jax.plan.devices import devices_of
 from cipo_jax.plan.hardware import GIB, Slice
 from cipo_jax.plan.programs import Phase, Program
 from cipo_jax.plan.record import Largest, Plan, Planned, Work
-from cipo_jax.sharding import make_mesh, num_row_shards
 
 PROGRESS = "cipo plan: "
 

@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from cipo_jax.config import Config, FileTask, GeneratedTask, RandomModel
-from cipo_jax.model.load import resolve
+from cipo_jax.model.files.load import resolve
 from cipo_jax.report.panel import (
     BLUE,
     GREEN,

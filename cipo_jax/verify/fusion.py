@@ -10,7 +10,7 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from cipo_jax.verify import code, fenced
+from cipo_jax.verify.code import fenced, judging
 from cipo_jax.verify.remote import Endpoint, EndpointError, ThreadedPool
 from cipo_jax.verify.verdict import (
     NumberReference,
@@ -65,13 +65,13 @@ class FusionPool(ThreadedPool):
         source = fenced.extract(completion)
         if not source.strip():
             return wrong("no_answer")
-        if len(source) > code.MAX_SOURCE:
+        if len(source) > judging.MAX_SOURCE:
             return wrong("bad_format", error=f"the program has {len(source)} characters")
-        source = code.with_prelude(reference.prelude, source)
+        source = judging.with_prelude(reference.prelude, source)
         run_s = reference.case_s or self._settings.deadline_s
         for index, (given, expected) in enumerate(reference.cases):
             reason, printed = self._run(source, given, run_s, deadline - time.monotonic())
-            if reason == "ok" and not code.same_output(printed, expected):
+            if reason == "ok" and not judging.same_output(printed, expected):
                 reason = "wrong_answer"
             if reason != "ok":
                 return wrong(reason, case=index)

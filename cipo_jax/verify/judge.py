@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol
 
-from cipo_jax.verify.answer import fast_path
+from cipo_jax.verify.answers.judging import fast_path
 from cipo_jax.verify.verdict import NumberReference, Reference, TextReference, Verdict
 
 if TYPE_CHECKING:

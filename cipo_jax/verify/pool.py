@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from cipo_jax.verify import answer
+from cipo_jax.verify.answers import judging
 from cipo_jax.verify.protocol import Limits
 from cipo_jax.verify.sandbox import probe
 from cipo_jax.verify.sandbox.host import Nursery
@@ -144,7 +144,7 @@ class VerifierPool:
         future: Future[Verdict] = Future()
         if isinstance(reference, NumberReference | MathReference | TextReference):
             started = time.perf_counter()
-            verdict = answer.fast_path(completion, reference)
+            verdict = judging.fast_path(completion, reference)
             if verdict is not None:
                 future.set_result(self._counted(verdict, started))
                 return future

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
-from cipo_jax.verify import answer
+from cipo_jax.verify.answers import judging
 from cipo_jax.verify.pool import VerifierPool
 from cipo_jax.verify.verdict import Reference, Verdict, unknown
 from cipo_jax.verify.wire import decode_verdict, encode_reference
@@ -138,7 +138,7 @@ class ThreadedPool:
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
         """The verdict to come; the future doesn't raise."""
         start = time.perf_counter()
-        verdict = answer.fast_path(completion, reference)
+        verdict = judging.fast_path(completion, reference)
         if verdict is None:
             return self._threads.submit(self._judge_or_unknown, completion, reference)
         future: Future[Verdict] = Future()

@@ -9,8 +9,9 @@ import os
 import signal
 import socket
 
-from cipo_jax.verify import code, protocol
-from cipo_jax.verify.extract import MAX_COMPLETION_CHARS
+from cipo_jax.verify import protocol
+from cipo_jax.verify.answers.extract import MAX_COMPLETION_CHARS
+from cipo_jax.verify.code import judging
 from cipo_jax.verify.protocol import Limits
 from cipo_jax.verify.sandbox import programs
 from cipo_jax.verify.sandbox.host import GRACE_S, Cell, Nursery, SandboxError
@@ -80,11 +81,11 @@ class Slot:
     def _judge(self, completion: str, reference: Reference) -> Verdict:
         match reference:
             case StdioReference():
-                return code.judge_stdio(completion, reference, self._cell, self._limits)
+                return judging.judge_stdio(completion, reference, self._cell, self._limits)
             case CallsReference():
-                return code.judge_calls(completion, reference, self._cell, self._limits)
+                return judging.judge_calls(completion, reference, self._cell, self._limits)
             case AssertsReference():
-                return code.judge_asserts(completion, reference, self._cell, self._limits)
+                return judging.judge_asserts(completion, reference, self._cell, self._limits)
         if self._answerer is None or not self._answerer.is_running:
             self._answerer = Answerer(self._cell("math"))
         return self._answerer.judge(completion, reference, self._limits.wall_s)

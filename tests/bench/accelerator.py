@@ -25,26 +25,27 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cipo_jax import configfile, policy
-from cipo_jax.config import Config
-from cipo_jax.iteration import base_shape
+from cipo_jax.config import Config, configfile
+from cipo_jax.mesh.sharding import ACTIVATION_RULES, distributed, make_mesh, num_row_shards
 from cipo_jax.method.mix import max_rows
 from cipo_jax.model import transformer
-from cipo_jax.model.load import load_model
+from cipo_jax.model.files.load import load_model
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import ends, unstack
 from cipo_jax.plan.worker import Workshop, planned_architecture
 from cipo_jax.records import Batch, PromptBatch
-from cipo_jax.sampler.decode import complete
-from cipo_jax.sampler.prefill import read_prompts
-from cipo_jax.sharding import ACTIVATION_RULES, distributed, make_mesh, num_row_shards
-from cipo_jax.train_step import init_state, make_train_step
+from cipo_jax.rollout.decode import complete
+from cipo_jax.rollout.prefill import read_prompts
+from cipo_jax.run.iteration import base_shape
+from cipo_jax.update import policy
+from cipo_jax.update.train_step import init_state, make_train_step
 
 SMOKE = Path(__file__).parents[2] / "configs" / "smoke.yaml"
 MODEL = [
@@ -145,8 +146,8 @@ def measured(cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
     caches = unstack(stacked, dtype)
     del stacked
     found["decode"] = seconds(
-        lambda: complete(
-            *taken_apart, prompts, caches, hidden_QD, jax.random.key(0), jnp.float32(1.0),
+        partial(
+            complete, *taken_apart, prompts, caches, hidden_QD, jax.random.key(0), jnp.float32(1.0),
             arch=arch, samples_per_prompt=shape.num_samples, max_new_tokens=shape.new_tokens,
             eos_ids=(0,),
         ),

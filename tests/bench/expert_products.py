@@ -20,11 +20,11 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cipo_jax import config
+from cipo_jax.mesh.sharding import PARAM_RULES, ROW_AXES, make_mesh, shardings_of
 from cipo_jax.model import grouped
 from cipo_jax.model.experts import mix_experts
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import abstract
-from cipo_jax.sharding import PARAM_RULES, ROW_AXES, make_mesh, shardings_of
 
 ARCH = PRESETS["Qwen/Qwen3-30B-A3B"]
 FIELDS = ("router", "expert_gate", "expert_up", "expert_down")

@@ -51,7 +51,7 @@ def architecture():
 
 
 def write(folder: Path, dtype: str) -> None:
-    from cipo_jax.model import hf, hf_config, layout
+    from cipo_jax.model.files import hf, hf_config, layout
 
     arch = architecture()
     slots = list(layout.slots(hf.layout_of(arch), arch))
@@ -81,9 +81,9 @@ def read(folder: Path, num_devices: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", num_devices)
     from cipo_jax import config
-    from cipo_jax.model import hf, layout
+    from cipo_jax.mesh.sharding import PARAM_RULES, make_mesh, shardings_of
+    from cipo_jax.model.files import hf, layout
     from cipo_jax.model.transformer import abstract
-    from cipo_jax.sharding import PARAM_RULES, make_mesh, shardings_of
 
     arch = hf.architecture(folder)
     shardings = shardings_of(abstract(arch), make_mesh(config.Mesh()), PARAM_RULES)

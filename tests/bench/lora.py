@@ -1,6 +1,6 @@
 """What LoRA costs and saves: state, memory of the train step, and the sampler's distance from it.
 
-    python tests/bench/lora.py
+    python -m tests.bench.lora
 
 The first table is XLA's own buffer assignment for one update; nothing is run. The second runs the
 real SmolLM2-135M-Instruct with random adapters: the largest difference between the log-probs of
@@ -11,28 +11,25 @@ it that of the base alone, which is the rounding of the two programs.
 import argparse
 import dataclasses
 import math
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from train_step_memory import BASE, abstract_batch, make_config
 
-from cipo_jax import config, policy
+from cipo_jax import config
 from cipo_jax.config import AdapterConfig, Lora, NoAdapter, PretrainedModel
-from cipo_jax.logprobs import token_logprobs
+from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model import adapter
 from cipo_jax.model.adapter import adapt
-from cipo_jax.model.load import load_model
+from cipo_jax.model.files.load import load_model
+from cipo_jax.model.head import token_logprobs
 from cipo_jax.model.presets import PRESETS, Architecture
 from cipo_jax.model.transformer import Params, hidden_states
 from cipo_jax.records import PromptBatch
-from cipo_jax.sampler import sample
-from cipo_jax.sharding import make_mesh
-from cipo_jax.train_step import abstract_state, make_train_step
+from cipo_jax.rollout.sample import sample
+from cipo_jax.update import policy
+from cipo_jax.update.train_step import abstract_state, make_train_step
+from tests.bench.train_step_memory import BASE, abstract_batch, make_config
 
 ADAPTERS: dict[str, AdapterConfig] = {
     "full training": NoAdapter(),

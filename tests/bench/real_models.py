@@ -29,12 +29,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cipo_jax.config import PretrainedModel
-from cipo_jax.logprobs import token_logprobs
-from cipo_jax.model import gguf_tokenizer, hf
-from cipo_jax.model.load import load_model, resolve
+from cipo_jax.model.files import gguf_tokenizer, hf
+from cipo_jax.model.files.load import load_model, resolve
+from cipo_jax.model.head import token_logprobs
 from cipo_jax.model.transformer import hidden_states
 from cipo_jax.records import PromptBatch
-from cipo_jax.sampler import sample
+from cipo_jax.rollout.sample import sample
 
 TEXT = Path(__file__).parents[2] / "LICENSE"
 PROMPT = "The capital of France is"

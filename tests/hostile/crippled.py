@@ -1,4 +1,6 @@
-"""Runs a module on a kernel that lacks calls: `python -m hostile.crippled 444,446 MODULE ...`.
+"""Runs a module on a kernel that lacks calls.
+
+    python -m tests.hostile.crippled 444,446 MODULE ...
 
 A real seccomp filter answers the named calls with ENOSYS, for this process and all that it starts.
 So the sandbox meets a machine without Landlock, without namespaces or without seccomp.

@@ -6,9 +6,9 @@ import os
 import shutil
 import site
 import sys
-from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 UNPRIVILEGED = 65534
 
 # The interpreter and the packages may lie in a folder that only root can enter, so the other user
@@ -19,7 +19,7 @@ mount -t tmpfs tmpfs /mnt
 mkdir /mnt/python /mnt/repository
 mount --bind "$1" /mnt/python
 mount --bind "$2" /mnt/repository
-paths=/mnt/repository/tests:/mnt/repository
+paths=/mnt/repository
 shift 2
 for folder in $(seq $1); do
   shift
@@ -36,8 +36,7 @@ exec setpriv --reuid UID --regid UID --clear-groups env PYTHONPATH=$paths "$prog
 
 def as_this_user(*arguments: str) -> list[str]:
     """Command line of `python ARGUMENTS` with this folder's modules in reach."""
-    path = f"{REPOSITORY / 'tests'}:{REPOSITORY}"
-    return ["env", f"PYTHONPATH={path}", sys.executable, *arguments]
+    return ["env", f"PYTHONPATH={ROOT}", sys.executable, *arguments]
 
 
 def as_nobody(*arguments: str) -> list[str]:
@@ -45,7 +44,7 @@ def as_nobody(*arguments: str) -> list[str]:
     packages = [folder for folder in site.getsitepackages() if os.path.isdir(folder)]
     program = f"/mnt/python/bin/python{sys.version_info[0]}.{sys.version_info[1]}"
     script = _MOUNTS.replace("UID", str(UNPRIVILEGED))
-    given = [sys.base_prefix, str(REPOSITORY), str(len(packages)), *packages, program, *arguments]
+    given = [sys.base_prefix, str(ROOT), str(len(packages)), *packages, program, *arguments]
     return ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", *given]
 
 

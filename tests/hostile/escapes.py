@@ -6,7 +6,7 @@ Each prints `safe` after its attempts have all been refused, and what got throug
 # ruff: noqa: E501 (lines of programs)
 
 from cipo_jax.verify import StdioReference
-from hostile import SAFE, Case
+from tests.hostile import SAFE, Case
 
 TRY = """
 import ctypes, os, socket, sys

@@ -1,7 +1,7 @@
 """Programs that take more than they may: time, memory, output, processes, descriptors."""
 
 from cipo_jax.verify import AssertsReference, CallsReference
-from hostile import SAFE, Case
+from tests.hostile import SAFE, Case
 
 F = CallsReference(function="f", cases=(((), 1),))
 ASSERT_F = AssertsReference(function="f", tests="def check(c):\n    assert c() == 1\n")

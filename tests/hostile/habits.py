@@ -5,7 +5,7 @@ to recurse, to define a function; and common mistakes, with the reason that each
 # fmt: off
 
 from cipo_jax.verify import AssertsReference, CallsReference, Reference, StdioReference
-from hostile import Case
+from tests.hostile import Case
 
 CASES: list[Case] = []
 

@@ -1,7 +1,7 @@
 """Programs that must be right, whatever the sandbox, and honest mistakes that must be wrong."""
 
 from cipo_jax.verify import AssertsReference, CallsReference, StdioReference
-from hostile import Case
+from tests.hostile import Case
 
 SUM = StdioReference(cases=(("3 4\n", "7\n"), ("-1 1\n", "0\n")))
 ADD = CallsReference(function="add", cases=(((1, 2), 3), (([1], [2]), [1, 2]), (("a", "b"), "ab")))

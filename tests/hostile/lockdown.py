@@ -1,4 +1,4 @@
-"""Runs one program in a cell under Landlock; did it run?: `python -m hostile.lockdown`."""
+"""Runs one program in a cell under Landlock; did it run?: `python -m tests.hostile.lockdown`."""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""Starts a pool, judges one honest program, prints what protects it: `python -m hostile.report`."""
+"""Starts a pool, judges one honest program, prints what protects it.
+
+python -m tests.hostile.report
+"""
 
 import json
 import sys

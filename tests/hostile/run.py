@@ -1,4 +1,6 @@
-"""Runs the collection in one isolation and says what went wrong: `python -m hostile.run LEVEL`.
+"""Runs the collection in one isolation and says what went wrong.
+
+    python -m tests.hostile.run LEVEL
 
 A process of its own, so that it can be run as another user, with fewer capabilities, or killed.
 Prints one JSON object.
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from cipo_jax.config import Verify
 from cipo_jax.verify import SandboxError, Status, VerifierPool
-from hostile import Case, collection
+from tests.hostile import Case, collection
 
 SECRET = "hunter2"
 

@@ -12,8 +12,8 @@ from typing import Any
 from cipo_jax.tasks.benchmarks.benchmark import Benchmark, HubSplit, Item, any_of, number_of
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.tasks.rows import Row, abbreviated
-from cipo_jax.verify.extract import last_box
-from cipo_jax.verify.number import rational
+from cipo_jax.verify.answers.extract import last_box
+from cipo_jax.verify.answers.number import rational
 from cipo_jax.verify.verdict import MathReference
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."

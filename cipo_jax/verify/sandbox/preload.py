@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from cipo_jax.verify import answer
+from cipo_jax.verify.answers import judging
 from cipo_jax.verify.verdict import MathReference
 
 _COMMON = """
@@ -94,7 +94,7 @@ def load(kind: str) -> None:
         # Parsers build their tables, and sympy imports its parts and fills its caches, on first
         # use: a worker that takes the place of a killed one starts with all that.
         for text, gold in _ORDINARY_ANSWERS:
-            answer.judge(f"\\boxed{{{text}}}", MathReference(answers=(gold,)))
+            judging.judge(f"\\boxed{{{text}}}", MathReference(answers=(gold,)))
         for package in _ALGEBRA.split():
             _import_all(f"sympy.{package}")
     threading.stack_size = _stack_size

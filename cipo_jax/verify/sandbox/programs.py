@@ -17,7 +17,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from cipo_jax.verify import answer, protocol, values
+from cipo_jax.verify import protocol, values
+from cipo_jax.verify.answers import judging
 from cipo_jax.verify.sandbox import tester
 from cipo_jax.verify.sandbox.source import Unparsable, execute, find_function, print_exception
 from cipo_jax.verify.verdict import MathReference
@@ -139,7 +140,7 @@ def _answers(orders: dict[str, Any]) -> int:
         fields = order["reference"] | {"answers": tuple(order["reference"]["answers"])}
         reference = MathReference(**fields)
         try:
-            judged = answer.judge(order["completion"], reference)
+            judged = judging.judge(order["completion"], reference)
             reply = {
                 "status": judged.status.value,
                 "reason": judged.reason,

@@ -16,14 +16,14 @@ import numpy as np
 import workload
 
 from cipo_jax import config
+from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.method.advantages import Scores, objective_advantage
 from cipo_jax.method.mix import Completion, Group, max_rows, mix
 from cipo_jax.model.presets import PRESETS, Architecture
 from cipo_jax.model.transformer import init
 from cipo_jax.records import PromptBatch, Stream
-from cipo_jax.sampler import sample
-from cipo_jax.sharding import make_mesh
-from cipo_jax.train_step import init_state, make_train_step
+from cipo_jax.rollout.sample import sample
+from cipo_jax.update.train_step import init_state, make_train_step
 
 ROWS = {"W1": (2, 576), "W2": (2, 320), "W3": (1, 1280)}
 """Rows of a microbatch and their length: a row holds a prompt and its samples in W1 and W2; in W3,

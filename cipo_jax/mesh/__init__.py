@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh, the layout of every record on it, agreement between hosts."""

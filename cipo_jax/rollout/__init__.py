@@ -1,0 +1,1 @@
+"""From prompts to judged completions: prefill, decode, draw, verdicts."""

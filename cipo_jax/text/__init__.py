@@ -1,0 +1,1 @@
+"""Text and tokens: the tokenizer, and how problems and attempts become prompts."""

@@ -1,0 +1,1 @@
+"""What an update needs: the policy, the optimizer, the compiled step, checkpoints."""

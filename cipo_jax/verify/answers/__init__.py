@@ -1,0 +1,1 @@
+"""Numbers and mathematics: reading an answer and comparing it."""
