@@ -273,10 +273,11 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> int:
     chosen = named(parsed.benchmarks)
     # Imported late: --help and a wrong name need no accelerator.
     from cipo_jax.evaluate import suite
+    from cipo_jax.evaluate.subject import default_output, open_subject
     from cipo_jax.report import evaluation
 
     loaded = suite.load_all(chosen, parsed.data, settings.limit)
-    subject = suite.open_subject(
+    subject = open_subject(
         parsed.model,
         step=parsed.step,
         prompts={
@@ -285,7 +286,7 @@ def _evaluate(parsed: argparse.Namespace, rest: list[str]) -> int:
             if (value := getattr(parsed, name))
         },
     )
-    output = parsed.output or suite.default_output(parsed.model, subject)
+    output = parsed.output or default_output(parsed.model, subject)
     print(f"results: {output}", flush=True)
     suite.evaluate(
         subject, chosen, loaded, output, settings, verify, compute_dtype=parsed.compute_dtype
