@@ -33,7 +33,7 @@ class Estimate(TypedDict):
 
 
 def pass_at_k(
-    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"] | int, k: int
+    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"], k: int
 ) -> Float64[np.ndarray, " Q"]:
     """The chance that at least one of k samples of a problem is right, estimated from n >= k.
 
@@ -44,13 +44,11 @@ def pass_at_k(
 
     Args:
       num_right_Q: c, correct samples of each problem, 0 <= c <= n.
-      num_samples_Q: n, samples of each problem; a scalar where all have as many.
+      num_samples_Q: n, samples of each problem.
     Returns: float64 [Q], each unbiased for its problem.
     Raises: ValueError if k < 1, k > n or c > n.
     Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
     """
-    num_right_Q = np.asarray(num_right_Q)
-    num_samples_Q = np.broadcast_to(num_samples_Q, num_right_Q.shape)
     if num_right_Q.size and not 1 <= k <= num_samples_Q.min():
         raise ValueError(
             f"pass@{k} of {num_samples_Q.min()} samples: k must be at least 1, and no problem may "
@@ -70,7 +68,7 @@ def pass_at_k(
 
 
 def pass_at_mean_k(
-    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"] | int, k: float
+    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"], k: float
 ) -> Float64[np.ndarray, " Q"]:
     """pass@k at a mean number of samples that need not be whole: of two neighbouring whole numbers,
     drawn so that their mean is k. So two ways of spending the same tokens can be compared."""
@@ -83,9 +81,7 @@ def pass_at_mean_k(
 
 
 def majority_at_k(
-    answers: Sequence[Sequence[str | None]],
-    is_right: Sequence[Sequence[bool]],
-    k: int | None = None,
+    answers: Sequence[Sequence[str | None]], is_right: Sequence[Sequence[bool]], k: int
 ) -> Float64[np.ndarray, " Q"]:
     """The chance that the most frequent of k answers to a problem is right, ties drawn evenly.
 
@@ -96,18 +92,15 @@ def majority_at_k(
     Args:
       answers: canonical answers of each problem's samples; None where there was none.
       is_right: their verdicts.
-      k: votes; the samples are cut into as many groups of k as there are, what is left over is
-        not used, and the mean over the groups is unbiased. None: all samples of the problem.
+      k: votes; the samples are cut into as many groups of k as there are, the remaining ones are
+        not used, and the mean over the groups is unbiased.
     Returns: float64 [Q]; 0 where no sample of a group has an answer, NaN for a problem with fewer
       samples than k.
     """
     credit = []
     for given, right in zip(answers, is_right, strict=True):
-        votes = len(given) if k is None else k
-        groups = [
-            _majority(given[start : start + votes], right[start : start + votes])
-            for start in range(0, len(given) - votes + 1, votes or 1)
-        ]
+        starts = range(0, len(given) - k + 1, k)
+        groups = [_majority(given[i : i + k], right[i : i + k]) for i in starts]
         credit.append(float(np.mean(groups)) if groups else math.nan)
     return np.array(credit, dtype=np.float64)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -26,6 +25,7 @@ from cipo_jax.report.panel import (
     GREY,
     ORANGE,
     STYLE,
+    End,
     draw_intervals,
     draw_pass_at_k,
     finish_shares,
@@ -33,20 +33,6 @@ from cipo_jax.report.panel import (
     points,
 )
 from cipo_jax.report.run_files import Metrics, read_evaluations, read_metrics
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One figure over the steps; NaN where it is undefined."""
-
-    label: str
-    colour: str
-    step: np.ndarray
-    value: np.ndarray
-
-    @property
-    def is_empty(self) -> bool:
-        return not np.isfinite(self.value).any()
 
 
 def plot(folder: Path, cfg: Config) -> Path:
@@ -117,24 +103,25 @@ def _task_name(cfg: Config) -> str:
 
 def _draw_rewards(ax: Axes, metrics: Metrics) -> None:
     ax.set_title("Mean reward of the training samples")
-    curves = [
-        _curve(metrics, "reward/base", "first attempts", BLUE),
-        _curve(metrics, "reward/correction", "corrections", ORANGE),
+    ends = [
+        *_draw_curve(ax, metrics, "reward/base", "first attempts", BLUE),
+        *_draw_curve(ax, metrics, "reward/correction", "corrections", ORANGE),
     ]
-    _draw_curves(ax, curves)
+    finish_shares(ax, ends)
     _steps_axis(ax)
 
 
 def _draw_corrections(ax: Axes, metrics: Metrics) -> None:
     ax.set_title("What corrections do to their attempts, in training")
-    ratio = _curve(metrics, "anchors/ratio_target", "replay ratio", GREY)
-    curves = [
-        _curve(metrics, "correction/retention", "right kept right", GREEN),
-        _curve(metrics, "correction/fix_rate", "wrong made right", ORANGE),
+    step, ratio = _values(metrics, "anchors/ratio_target")
+    if np.isfinite(ratio).any():
+        ax.plot(step, ratio, color=GREY, lw=1.1, ls=(0, (4, 2)))
+    ends = [
+        *_draw_curve(ax, metrics, "correction/retention", "right kept right", GREEN),
+        *_draw_curve(ax, metrics, "correction/fix_rate", "wrong made right", ORANGE),
+        *((float(x), "replay ratio", GREY) for x in ratio[-1:] if np.isfinite(x)),
     ]
-    if not ratio.is_empty:
-        ax.plot(ratio.step, ratio.value, color=GREY, lw=1.1, ls=(0, (4, 2)))
-    _draw_curves(ax, curves, extra=[ratio])
+    finish_shares(ax, ends)
     _steps_axis(ax)
 
 
@@ -171,32 +158,29 @@ def _draw_before_and_after(ax: Axes, evaluations: Sequence[HeldOut]) -> None:
 # --- parts of a panel ---------------------------------------------------------------------------
 
 
-def _curve(metrics: Metrics, name: str, label: str, colour: str) -> Curve:
+def _values(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps and a figure at each of them; NaN where it is undefined."""
     values = [m.get(name) for m in metrics]
-    return Curve(
-        label=label,
-        colour=colour,
-        step=np.array([m["step"] for m in metrics], dtype=float),
-        value=np.array([np.nan if v is None else v for v in values], dtype=float),
+    return (
+        np.array([m["step"] for m in metrics], float),
+        np.array([np.nan if v is None else v for v in values], float),
     )
 
 
-def _draw_curves(ax: Axes, curves: Sequence[Curve], extra: Sequence[Curve] = ()) -> None:
-    """Each step as a faint dot, and the moving average that the eye would draw."""
-    ends = []
-    for curve in [*curves, *extra]:
-        if curve.is_empty:
-            continue
-        smooth = _smooth(curve.value)
-        smooth[~np.isfinite(curve.value)] = np.nan
-        if curve in curves:
-            ax.plot(curve.step, curve.value, ".", color=curve.colour, alpha=0.28, ms=4.5, mew=0)
-            marker = "o" if np.isfinite(smooth).sum() == 1 else None
-            ax.plot(curve.step, smooth, color=curve.colour, lw=2, marker=marker, ms=5)
-        last = smooth[np.isfinite(smooth)][-1] if curve in curves else curve.value[-1]
-        if np.isfinite(last):
-            ends.append((float(last), curve.label, curve.colour))
-    finish_shares(ax, ends)
+def _draw_curve(ax: Axes, metrics: Metrics, name: str, label: str, colour: str) -> list[End]:
+    """Each step as a faint dot, and the moving average that the eye would draw.
+
+    Returns: its end; none where the figure was never defined.
+    """
+    step, value = _values(metrics, name)
+    is_defined = np.isfinite(value)
+    if not is_defined.any():
+        return []
+    smooth = np.where(is_defined, _smooth(value), np.nan)
+    ax.plot(step, value, ".", color=colour, alpha=0.28, ms=4.5, mew=0)
+    marker = "o" if is_defined.sum() == 1 else None
+    ax.plot(step, smooth, color=colour, lw=2, marker=marker, ms=5)
+    return [(float(smooth[is_defined][-1]), label, colour)]
 
 
 def _smooth(value: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
-from cipo_jax.evaluate.figures import HeldOut, StreamName, accuracies
+from cipo_jax.evaluate.figures import accuracies
 from cipo_jax.evaluate.measures import mean_with_interval, paired_difference
 from cipo_jax.report.panel import BLUE, GREEN, GREY, INK, ORANGE, STYLE, finish_shares, k_axis, page
 from cipo_jax.report.run_files import read_evaluations, read_metrics
@@ -24,16 +24,14 @@ from cipo_jax.report.tables import shown, table
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """What the page says about one run of an arm."""
+    """One run of an arm."""
 
     seed: int
-    before: HeldOut
-    after: HeldOut
-    steps: int
-    tokens: int
-    """Sampled in training, both streams."""
-    seconds: float
-    """Of the steps; evaluations don't count."""
+    accuracy_Q: Float64[np.ndarray, " Q"]
+    """On each held-out problem, after training."""
+    figures: Mapping[str, Any]
+    """What the page says about it. Tokens are those sampled in training, both streams; seconds
+    those of the steps, as evaluations don't count."""
 
 
 def write(folder: Path, *, name: str, arms: Sequence[str]) -> Path:
@@ -62,57 +60,46 @@ def compare_arms(finished: Mapping[str, Sequence[FinishedRun]]) -> dict[str, Any
     (first, reference), *_ = finished.items()
     found: dict[str, Any] = {}
     for arm, runs in finished.items():
-        value_Q = _accuracy_by_problem(runs)
+        value_Q = _mean_over_seeds(runs)
         found[arm] = {
             "seeds": [run.seed for run in runs],
             "accuracy": mean_with_interval(value_Q, seed=0),
             "difference": None
             if arm == first
-            else paired_difference(_accuracy_by_problem(reference), value_Q, seed=0),
-            "by_seed": {
-                "accuracy_before": [_accuracy(run.before, "sampled") for run in runs],
-                "accuracy": [_accuracy(run.after, "sampled") for run in runs],
-                "greedy": [_accuracy(run.after, "greedy") for run in runs],
-                "fix_rate": [run.after["correction"]["fix_rate"]["mean"] for run in runs],
-                "retention": [run.after["correction"]["retention"]["mean"] for run in runs],
-                "pass_at_k": [
-                    {k: e["mean"] for k, e in run.after["pass_at_k"].items()} for run in runs
-                ],
-                "steps": [run.steps for run in runs],
-                "tokens": [run.tokens for run in runs],
-                "seconds": [run.seconds for run in runs],
-            },
+            else paired_difference(_mean_over_seeds(reference), value_Q, seed=0),
+            "by_seed": {name: [run.figures[name] for run in runs] for name in runs[0].figures},
         }
     return found
 
 
+def _mean_over_seeds(runs: Sequence[FinishedRun]) -> Float64[np.ndarray, " Q"]:
+    """Accuracy on each problem; problems are the same in all runs."""
+    return np.asarray(np.mean([run.accuracy_Q for run in runs], axis=0))
+
+
 def _finished(folder: Path) -> list[FinishedRun]:
-    found = []
-    for run in sorted(folder.glob("seed-*"), key=lambda p: int(p.name.removeprefix("seed-"))):
-        if not (run / "plot.png").exists():
-            continue
-        evaluations, metrics = read_evaluations(run), read_metrics(run)
-        found.append(
-            FinishedRun(
-                seed=int(run.name.removeprefix("seed-")),
-                before=evaluations[0],
-                after=evaluations[-1],
-                steps=len(metrics),
-                tokens=sum(m["tokens/sampled"] for m in metrics),
-                seconds=sum(m["time/step_s"] for m in metrics),
-            )
-        )
-    return found
+    runs = (run for run in folder.glob("seed-*") if (run / "plot.png").exists())
+    return sorted(map(_read, runs), key=lambda run: run.seed)
 
 
-def _accuracy(evaluation: HeldOut, stream: StreamName) -> float | None:
-    return evaluation["streams"][stream]["accuracy"]["mean"]
-
-
-def _accuracy_by_problem(runs: Sequence[FinishedRun]) -> Float64[np.ndarray, " Q"]:
-    """After training, the mean over seeds; problems are the same in all runs."""
-    by_run = [accuracies(run.after["per_problem"], "sampled") for run in runs]
-    return np.asarray(np.mean(by_run, axis=0))
+def _read(run: Path) -> FinishedRun:
+    metrics, evaluations = read_metrics(run), read_evaluations(run)
+    before, after = evaluations[0], evaluations[-1]
+    return FinishedRun(
+        seed=int(run.name.removeprefix("seed-")),
+        accuracy_Q=accuracies(after["per_problem"], "sampled"),
+        figures={
+            "accuracy_before": before["streams"]["sampled"]["accuracy"]["mean"],
+            "accuracy": after["streams"]["sampled"]["accuracy"]["mean"],
+            "greedy": after["streams"]["greedy"]["accuracy"]["mean"],
+            "fix_rate": after["correction"]["fix_rate"]["mean"],
+            "retention": after["correction"]["retention"]["mean"],
+            "pass_at_k": {k: e["mean"] for k, e in after["pass_at_k"].items()},
+            "steps": len(metrics),
+            "tokens": sum(m["tokens/sampled"] for m in metrics),
+            "seconds": sum(m["time/step_s"] for m in metrics),
+        },
+    )
 
 
 # --- the page -----------------------------------------------------------------------------------
