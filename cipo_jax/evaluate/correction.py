@@ -1,4 +1,4 @@
-"""Measures of correction: what it does to attempts, and whether it is worth its tokens.
+"""Measures of correction: its effect on attempts, and whether it is worth its tokens.
 
 Arrays of verdicts in, numbers with bootstrap intervals over problems out, as in `measures.py`.
 The letter U counts pairs of an attempt and its correction.
@@ -30,7 +30,7 @@ def correction_measures(
     is_copy_U: Bool[np.ndarray, " U"] | None = None,
     seed: int,
 ) -> dict[str, Estimate]:
-    """What corrections do to the attempts they start from, over U pairs (attempt, correction).
+    """The effect of corrections on their attempts, over U pairs (attempt, correction).
 
         accuracy_before = P(z)           fixed  = P(not z and r)     fix_rate   = P(r | not z)
         accuracy_after  = P(r)           broken = P(z and not r)     retention  = P(r | z)

@@ -19,18 +19,18 @@ StreamName = Literal["greedy", "sampled", "corrected", "critique", "critique_cor
 
 
 class StreamFigures(TypedDict):
-    """The figures of one stream. Means are over its completions."""
+    """The figures of one stream; means are over its completions."""
 
     samples: int
     """n, of each problem."""
     accuracy: Estimate
-    """avg@n: right among known verdicts, the mean over problems of their own means."""
+    """avg@n: the share of known verdicts that are right, averaged over problems."""
     tokens: float
     prompt_tokens: float
     truncated: float
-    """Share that the length limit cut."""
+    """Share of completions that the length limit cut."""
     unknown: int
-    """Verdicts."""
+    """Number of unknown verdicts."""
 
 
 class Summary(TypedDict):
@@ -39,23 +39,23 @@ class Summary(TypedDict):
     problems: int
     streams: dict[StreamName, StreamFigures]
     pass_at_k: dict[str, Estimate]
-    """Of the samples, by k; empty without samples."""
+    """By k, before correction; empty without samples."""
     pass_at_k_corrected: dict[str, Estimate]
-    """Of their corrections; empty unless each attempt was corrected once."""
+    """After correction; empty unless each attempt was corrected once."""
     maj_at_k: dict[str, Estimate]
     """As pass_at_k; empty too for programs, which have no answer to vote by."""
     maj_at_k_corrected: dict[str, Estimate]
     correction: dict[str, Estimate]
-    """See `correction_measures`; without `copy_rate` where no answer was read."""
+    """`correction_measures`; without `copy_rate` where no answer was read."""
     by_pass_rate: dict[str, dict[str, Any]]
     """`correction`, and the number of problems, for those of which none, at most half, and more
     than half of the samples are right."""
     equal_tokens: list[ChainsAgainstSamples]
     """Empty unless each attempt was corrected once."""
     critique: dict[str, dict[str, Estimate]]
-    """In all and by tag, see `critique_measures`; empty for benchmarks without critiques."""
+    """`critique_measures`, over all critiques and by tag; empty without critiques."""
     critique_correction: dict[str, dict[str, Estimate]]
-    """In all and by tag: what became of the responses, right and wrong ones, in correction."""
+    """`correction_measures` of the given responses, over all of them and by tag."""
     by_tag: dict[str, dict[str, Any]]
     """For each tag and value: number of problems, and the accuracy of each stream on them."""
     unknown: list[dict[str, Any]]
@@ -75,8 +75,9 @@ class BenchmarkSummary(Summary):
 
 
 ProblemCounts = dict[str, Any]
-"""Of one problem: `problem_id`, `tags`, and for each stream `STREAM_known`, `STREAM_right` (known
-and right verdicts) and `STREAM_tokens` (sampled ones). Two evaluations are compared by these."""
+"""The counts of one problem: `problem_id`, `tags`, and for each stream `STREAM_known` and
+`STREAM_right` (known and right verdicts) and `STREAM_tokens` (sampled tokens). Two evaluations are
+compared by these."""
 
 
 class HeldOut(Summary):
@@ -89,7 +90,7 @@ class HeldOut(Summary):
 
 
 def accuracies(counts: Sequence[ProblemCounts], stream: StreamName) -> Float64[np.ndarray, " Q"]:
-    """Right among known verdicts of each problem; NaN where none is known."""
+    """The share of each problem's known verdicts that are right; NaN where none is known."""
     right_Q, known_Q = num_verdicts(counts, stream)
     return np.where(known_Q > 0, right_Q / np.maximum(known_Q, 1), np.nan)
 

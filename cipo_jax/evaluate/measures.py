@@ -85,7 +85,7 @@ def majority_at_k(
 ) -> Float64[np.ndarray, " Q"]:
     """The chance that the most frequent of k answers to a problem is right, ties drawn evenly.
 
-    Of t answers that share the largest count, r of them right, the credit is r / t. An answer
+    Where t answers share the largest count, and r of them are right, the credit is r / t. An answer
     counts as right if most of its samples were judged so (they differ only if equal texts got
     different verdicts).
 

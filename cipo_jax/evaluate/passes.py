@@ -31,14 +31,14 @@ OnProgress = Callable[[StreamName, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """What all passes of an evaluation have in common."""
+    """Samples and judges the prompts of one stream after another, with the same model."""
 
     engine: Engine
     params: Params
     keys: Mapping[StreamName, jax.Array]
-    """What the random numbers of each stream come from."""
+    """The random key of each stream."""
     shape: Callable[[StreamName, Sequence[Prompted]], Shape]
-    """Of the calls that sample a stream."""
+    """The shape of the calls that sample these prompts."""
     on_progress: OnProgress = lambda stream, done, total: None
 
     def __call__(

@@ -35,9 +35,9 @@ class SampleRow:
     """`right`, `wrong` or `unknown`."""
     reason: str
     answer: str | None
-    """What the verifier read as the answer, where it says so."""
+    """The answer that the verifier read, where it says so."""
     response_is_right: bool | None
-    """Of the response that a critique or its correction speaks about."""
+    """In streams of critiques: whether the given response is right."""
 
     @property
     def is_known(self) -> bool:

@@ -33,7 +33,7 @@ class Subject:
     name: str
     """As it was asked for; with the step of a run."""
     step: int | None
-    """Of a run's checkpoint."""
+    """The step of a run's checkpoint; None for a model that is no run."""
     params: Params
     arch: Architecture
     mesh: Mesh

@@ -82,7 +82,7 @@ def _labelled(evaluation: HeldOut) -> dict[str, Estimate | None]:
 
 
 def _unknown_share(evaluation: HeldOut) -> float:
-    """Of all verdicts."""
+    """Share of all verdicts."""
     streams = evaluation["streams"].values()
     total = evaluation["problems"] * sum(s["samples"] for s in streams)
     return sum(s["unknown"] for s in streams) / total

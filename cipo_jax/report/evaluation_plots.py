@@ -173,7 +173,7 @@ def _draw_flow(ax: Axes, summary: BenchmarkSummary) -> None:
 
 
 def _fates(ax: Axes, flow: Mapping[str, float], before: float) -> None:
-    """Below the bands, in words: of the wrong so many were mended, of the right so many broken."""
+    """Below the bands, in words: the shares of wrong ones that were fixed, of right ones broken."""
     lines = []
     if before < 1:
         lines.append((f"{flow['fixed'] / (1 - before):.0%} of the wrong mended", GREEN))

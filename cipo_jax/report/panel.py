@@ -1,4 +1,4 @@
-"""What the panels of all pictures share: colours, style, shares with intervals, names at lines."""
+"""The parts that pictures share: style, colours, the page, curves with intervals, axes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STYLE = {
 
 
 End = tuple[float, str, str]
-"""Of a line at its right end: height, label, colour."""
+"""The right end of a line: its height, its label, its colour."""
 
 
 def page(

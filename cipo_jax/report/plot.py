@@ -49,7 +49,7 @@ def plot(folder: Path, cfg: Config) -> Path:
 
 def draw(metrics: Metrics, evaluations: Sequence[HeldOut], cfg: Config) -> Figure:
     """Four panels: rewards of both streams, held-out accuracy, correction rates, and pass@k before
-    and after. What was never measured leaves its place empty and says so.
+    and after. A figure that was never measured leaves its place empty and says so.
 
     Args:
       evaluations: in the order of their steps.

@@ -187,7 +187,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _share_right(counts: Counter[tuple[Status, Status]], side: int) -> str:
-    """Of the samples with a known verdict."""
+    """Among the samples with a known verdict."""
     right = sum(n for statuses, n in counts.items() if statuses[side] is Status.RIGHT)
     known = sum(n for statuses, n in counts.items() if statuses[side] is not Status.UNKNOWN)
     return f"{right / known:.1%}" if known else "–"

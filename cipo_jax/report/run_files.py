@@ -1,4 +1,4 @@
-"""What a run left in its folder, for reports: also of a run that isn't finished."""
+"""The files of a run that reports are made from, also of one that isn't finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Metrics = Sequence[Mapping[str, Any]]
 
 
 def read_metrics(folder: Path) -> Metrics:
-    """What the run logged in each step; nothing where it logged none yet."""
+    """The logged figures of each step; none where no step is logged yet."""
     path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 

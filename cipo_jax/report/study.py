@@ -30,8 +30,8 @@ class FinishedRun:
     accuracy_Q: Float64[np.ndarray, " Q"]
     """On each held-out problem, after training."""
     figures: Mapping[str, Any]
-    """What the page says about it. Tokens are those sampled in training, both streams; seconds
-    those of the steps, as evaluations don't count."""
+    """Its part of the page. Tokens are those sampled in training, both streams together; seconds
+    are those of the steps, without evaluations."""
 
 
 def write(folder: Path, *, name: str, arms: Sequence[str]) -> Path:

@@ -52,7 +52,7 @@ def test_no_difference_where_every_verdict_is_unknown(capsys: pytest.CaptureFixt
 
 
 def test_a_difference_is_over_the_problems_of_both(capsys: pytest.CaptureFixture) -> None:
-    """A run may go on with fewer held-out problems than it started with."""
+    """A run may continue with fewer held-out problems than it started with."""
     print_comparison(evaluation(0, [1, 1, 0]), evaluation(5, [3, 3]), seed=0)
     assert "same 2 problems: +0.500" in capsys.readouterr().out
 
