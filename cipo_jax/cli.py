@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cipo_jax import __version__
-from cipo_jax.config import Benchmarking, Verify, configfile
+from cipo_jax.config import Benchmarking, Verify, configfile, meanings
 from cipo_jax.run import run_folder
 
 
@@ -125,7 +125,7 @@ def _train(parsed: argparse.Namespace, rest: list[str]) -> int:
     if parsed.help or parsed.config is None:
         parsed.parser.print_help()
         if parsed.config is not None:
-            configfile.print_fields(configfile.load(parsed.config, rest))
+            meanings.print_fields(configfile.load(parsed.config, rest))
         return 0 if parsed.help else 2
     cfg = configfile.load(parsed.config, rest)
     if parsed.allow_changes and parsed.run_dir is None:

@@ -16,6 +16,7 @@ from cipo_jax.config import (
     Lora,
     RandomModel,
     configfile,
+    meanings,
 )
 from tests import ROOT
 
@@ -92,7 +93,7 @@ def test_numbers_as_people_write_them(write):
         ("", "must hold settings"),
         ("- a\n", "must hold settings"),
         ("name: [", "is not valid YAML"),
-        (MINIMAL + "name: twice\n", "the key 'name' stands here twice"),
+        (MINIMAL + "name: twice\n", "the key 'name' is given twice"),
         ("name: demo\ntasks: {kind: generated}\n", r"model is missing"),
         (
             "name: demo\nmodel: {preset: x}\ntasks: {kind: generated}\n",
@@ -262,7 +263,7 @@ def test_a_mistaken_override_is_named(write, overrides, message):
 def test_help_shows_every_setting_with_value_type_and_meaning(write):
     cfg = configfile.load(write(MINIMAL), ["--optimizer.learning-rate", "3e-5"])
     console = Console(width=400, record=True, file=io.StringIO())
-    configfile.print_fields(cfg, console)
+    meanings.print_fields(cfg, console)
     lines = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
     assert "3e-05" in lines["--optimizer.learning-rate"]
     assert "(a number)" in lines["--optimizer.learning-rate"]
