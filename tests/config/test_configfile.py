@@ -257,6 +257,17 @@ def test_a_mistaken_override_is_named(write, overrides, message):
         configfile.load(path, overrides)
 
 
+def test_an_override_does_not_hide_a_mistake_of_the_file(write):
+    path = write(MINIMAL + "train: 3\nlog:\n")
+    with pytest.raises(ValueError, match=r"train is 3; it must hold settings of its own"):
+        configfile.load(path, ["--train.steps", "5"])
+    with pytest.raises(ValueError, match=r"train is 3; it must hold settings of its own"):
+        configfile.load(path)
+    # Control: a section with nothing below it is no mistake.
+    cfg = configfile.load(write(MINIMAL + "train:\n"), ["--train.steps", "5"])
+    assert cfg.train.steps == 5
+
+
 # --- help ---------------------------------------------------------------------------------------
 
 
