@@ -2,7 +2,7 @@
 
 A choice between variants is a choice of dataclass (`kind` names it in YAML), so no field of one
 variant exists in another. Nothing is mutated after construction; derived values are properties.
-One file a section. `configfile.py` reads and writes them as YAML, `schema.py` checks their names and
+One file a section. `configfile.py` reads and writes them as YAML, `schema.py` checks names and
 types, and the text below a field is its help (`meanings.py`).
 """
 
