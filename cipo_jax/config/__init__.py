@@ -123,23 +123,42 @@ class Config:
     name: str
     """Folder of the run under `runs/` where --run-dir is not given."""
     seed: int = 0
+    """Seed of every random draw of the run: its weights, if they are random, the order of the
+    problems, and all samples. Which problems are held out depends on `tasks` alone."""
     model: ModelSource
+    """The model that is trained."""
     adapter: AdapterConfig = field(default_factory=NoAdapter)
+    """Which of its weights are trained."""
     tasks: TaskSource
+    """Where the problems come from."""
     prompts: Prompts = field(default_factory=Prompts)
+    """How problems and attempts become token sequences."""
     sampling: Sampling = field(default_factory=Sampling)
+    """How completions are drawn."""
     verify: Verify = field(default_factory=Verify)
+    """How completions are judged."""
     correction: Correction = field(default_factory=Correction)
+    """The second stream: corrections of the policy's own attempts."""
     objective: Objective = field(default_factory=Grpo)
+    """What the policy loss maximises."""
     kl: Kl = field(default_factory=Kl)
+    """Penalty on the divergence from the initial policy."""
     importance: Importance = field(default_factory=Uncorrected)
+    """Correction of the gap between sampler and trainer."""
     parity: Parity = field(default_factory=ParityWarn)
+    """Watch over that gap."""
     optimizer: Optimizer = field(default_factory=AdamW)
+    """How gradients change the weights."""
     train: Train = field(default_factory=Train)
+    """Number and size of the steps."""
     mesh: Mesh = field(default_factory=Mesh)
+    """How the work is split over devices."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    """Measurements on held-out problems."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    """When the state is saved."""
     log: Log = field(default_factory=Log)
+    """What is written down beside metrics.jsonl."""
 
     def __post_init__(self) -> None:
         longest = self.longest_sequence

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -145,7 +146,10 @@ def test_numbers_as_people_write_them(write):
             MINIMAL + "correction: {controller: {kind: fixed, ratio_start: 1}}\n",
             r"ratio_start is no setting of kind 'fixed', but of kind 'cipo_reimpl'",
         ),
-        (MINIMAL + "kl: {weight: -1}\n", r"^[^\n]*run\.yaml: kl\.weight is -1\.0; it can't be"),
+        (
+            MINIMAL + "kl: {weight: -1}\n",
+            r"^[^\n]*run\.yaml: kl\.weight is -1\.0; it must be at least 0",
+        ),
         (MINIMAL + "train: {row_tokens: 12}\n", r"raise train\.row_tokens"),
     ],
 )
@@ -266,6 +270,46 @@ def test_an_override_does_not_hide_a_mistake_of_the_file(write):
     # Control: a section with nothing below it is no mistake.
     cfg = configfile.load(write(MINIMAL + "train:\n"), ["--train.steps", "5"])
     assert cfg.train.steps == 5
+
+
+# --- ranges -------------------------------------------------------------------------------------
+
+KINDS = ["--adapter.kind", "lora", "--correction.controller.kind", "robust", "--tasks.kind", "gym"]
+KINDS += ["--tasks.dataset", "gcd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("adapter.rank", "0", "at least 1"),
+        ("adapter.alpha", "0.0", "positive"),
+        ("tasks.size", "0", "at least 1"),
+        ("prompts.max_attempt_tokens", "0", "at least 1"),
+        ("sampling.max_new_tokens", "0", "at least 1"),
+        ("verify.memory_mb", "127", "at least 128"),
+        ("verify.deadline_s", "0.0", "positive"),
+        ("correction.risk_penalty", "-0.5", "at least 0"),
+        ("correction.controller.min_samples", "0", "at least 1"),
+        ("correction.controller.max_log_step", "0.0", "positive"),
+        ("correction.controller.retention_target", "1.5", "in [0, 1]"),
+        ("correction.controller.gain_drop", "-0.5", "at least 0"),
+        ("objective.std_eps", "-1.0", "at least 0"),
+        ("objective.clip_low", "1.0", "in [0, 1)"),
+        ("optimizer.weight_decay", "-1.0", "at least 0"),
+        ("optimizer.beta2", "1.0", "in [0, 1)"),
+        ("optimizer.eps", "0.0", "positive"),
+        ("optimizer.eps", "nan", "positive"),
+        ("train.logprob_chunk", "0", "at least 1"),
+        ("evaluation.max_new_tokens", "0", "at least 1"),
+        ("checkpoint.keep", "0", "at least 1"),
+        ("log.rollouts_every", "-1", "at least 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named(write, name, value, rule):
+    path = write(MINIMAL)
+    given = "--" + name.replace("_", "-"), f".{value}" if value == "nan" else value
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value}; it must be {rule}")):
+        configfile.load(path, [*KINDS, *given])
 
 
 # --- help ---------------------------------------------------------------------------------------
