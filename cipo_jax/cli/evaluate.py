@@ -6,7 +6,11 @@ import argparse
 from pathlib import Path
 
 from cipo_jax.cli.command import Command
-from cipo_jax.config import Benchmarking, Verify
+from cipo_jax.cli.flags import add_flags, given_flags, read_flags
+from cipo_jax.config import Benchmarking, Prompts, Train, Verify
+
+PROMPTS = ("system", "thinking", "correction_template")
+"""Fields of `Prompts` that an evaluation may choose; the sizes follow from the model's."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +25,6 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "  humaneval+, mbpp+    EvalPlus's versions of two, with more tests\n"
         "  all, maths, code, critique    several of the eleven"
     )
-    default = Benchmarking()
     parser.add_argument(
         "model",
         metavar="MODEL_OR_RUN",
@@ -33,70 +36,32 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, help="folder of the results")
     parser.add_argument("--step", type=int, help="of a run: which checkpoint; 0: before training")
-    parser.add_argument("--samples", type=int, help="of each problem; 0: greedy only")
-    parser.add_argument(
-        "--temperature", type=float, default=default.temperature, help="%(default)s"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=default.max_new_tokens, help="%(default)s"
-    )
-    parser.add_argument("--no-greedy", action="store_true", help="no greedy completions")
-    parser.add_argument("--no-corrections", action="store_true", help="no corrections of samples")
-    parser.add_argument("--limit", type=int, help="only the first problems of each benchmark")
-    parser.add_argument(
-        "--sequences-per-call", type=int, default=default.sequences_per_call,
-        help="completions at once; memory grows with it (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=default.seed, help="%(default)s")
-    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"))
-    parser.add_argument("--system", help="system message (default: the run's, or none)")
-    parser.add_argument("--thinking", action="store_true", help="switch the model's thinking on")
-    parser.add_argument("--correction-template", choices=("attempt_last", "attempt_first"))
-    parser.add_argument("--workers", type=int, default=2, help="verifier processes (%(default)s)")
-    parser.add_argument(
-        "--deadline-s", type=float, default=6.0, help="limit of one judgement (%(default)s)"
-    )
-    parser.add_argument("--memory-mb", type=int, default=1024, help="of a program (%(default)s)")
     parser.add_argument(
         "--compare-to", type=Path, metavar="DIR", help="another evaluation's folder"
     )
+    add_flags(parser, "what is measured", Benchmarking)
+    add_flags(parser, "how the model is asked", Prompts, *PROMPTS, default="the run's")
+    by_device = "float32 on CPUs, bfloat16 elsewhere"
+    add_flags(parser, "how it is computed", Train, "compute_dtype", default=by_device)
+    add_flags(parser, "how completions are judged", Verify)
 
 
 def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
     from cipo_jax.tasks.benchmarks import named
 
-    settings = Benchmarking(
-        samples="usual" if parsed.samples is None else parsed.samples,
-        temperature=parsed.temperature,
-        max_new_tokens=parsed.max_new_tokens,
-        greedy=not parsed.no_greedy,
-        corrections=not parsed.no_corrections,
-        limit=parsed.limit,
-        sequences_per_call=parsed.sequences_per_call,
-        seed=parsed.seed,
-    )
-    verify = Verify(
-        workers=parsed.workers, deadline_s=parsed.deadline_s, memory_mb=parsed.memory_mb
-    )
+    settings = read_flags(parsed, Benchmarking)
+    verify = read_flags(parsed, Verify)
+    prompts = given_flags(parsed, Prompts)
+    compute_dtype = given_flags(parsed, Train).get("compute_dtype")
     chosen = named(parsed.benchmarks)
     from cipo_jax.evaluate import suite
     from cipo_jax.report import evaluation
 
     loaded = suite.load_all(chosen, parsed.data, settings.limit)
-    subject = suite.open_subject(
-        parsed.model,
-        step=parsed.step,
-        prompts={
-            name: value
-            for name in ("system", "correction_template", "thinking")
-            if (value := getattr(parsed, name))
-        },
-    )
+    subject = suite.open_subject(parsed.model, step=parsed.step, prompts=prompts)
     output = parsed.output or suite.default_output(parsed.model, subject)
     print(f"results: {output}", flush=True)
-    suite.evaluate(
-        subject, chosen, loaded, output, settings, verify, compute_dtype=parsed.compute_dtype
-    )
+    suite.evaluate(subject, chosen, loaded, output, settings, verify, compute_dtype=compute_dtype)
     page = evaluation.write(output, compare_to=parsed.compare_to)
     print(f"\n{page.read_text()}\n{page}")
     return 0

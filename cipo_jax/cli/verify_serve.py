@@ -6,16 +6,17 @@ import argparse
 import os
 
 from cipo_jax.cli.command import Command
+from cipo_jax.cli.flags import add_flags, read_flags
 from cipo_jax.config import Verify
+
+HERE = ("workers", "deadline_s", "memory_mb", "output_kb", "isolation", "allow_unsandboxed")
+"""Fields of `Verify` that are of the machine that judges."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8790, help="port (%(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="programs at once (%(default)s)")
-    parser.add_argument(
-        "--deadline-s", type=float, default=6.0, help="limit of one judgement (%(default)s)"
-    )
+    add_flags(parser, "how completions are judged", Verify, *HERE)
 
 
 def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
@@ -29,12 +30,7 @@ def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
             f"has to carry: export {TOKEN_VARIABLE}=$(python -c 'import secrets; "
             "print(secrets.token_urlsafe())'), and the same on the trainers."
         )
-    serve(
-        Verify(workers=parsed.workers, deadline_s=parsed.deadline_s),
-        token=token,
-        host=parsed.host,
-        port=parsed.port,
-    )
+    serve(read_flags(parsed, Verify), token=token, host=parsed.host, port=parsed.port)
     return 0
 
 
