@@ -20,8 +20,8 @@ class Verify:
     memory_mb: int = 512
     """Address space of a program, MiB, at least 128; the interpreter itself takes 60."""
     output_kb: int = 1024
-    """Most that a program may print, or write to one file, KiB; twice what is expected of it where
-    that is more."""
+    """Most that a program may print, or write to one file, KiB. 64 KiB beyond twice what is
+    expected of it are always allowed."""
     isolation: Literal["auto", "namespaces", "user-namespaces", "landlock", "strict"] = "auto"
     """The sandbox of model-written programs; auto: the strongest that withstands the attacks at the
     start. docs/verifiers.md says what each covers."""

@@ -169,6 +169,19 @@ def test_buffered_attempts_come_back_as_right_anchors(engine, policy) -> None:
     assert set(right) <= {a.text for a in held}
 
 
+def test_attempts_leave_the_buffer_at_their_age(engine, policy) -> None:
+    def steps_held(**settings) -> set[int]:
+        correction = Correction(anchor_source="buffer", drop_truncated_anchors=False, **settings)
+        cfg = replace(CFG, correction=correction)
+        first = run(engine, policy, cfg=cfg)
+        second = run(engine, policy, PROBLEMS[4:], cfg=cfg, step=1, state=first.state)
+        return {attempt.step for attempt in second.state.buffer.attempts}
+
+    # Half of the problems come again, so those of the others are still of the first step.
+    assert 0 in steps_held()
+    assert 0 not in steps_held(buffer_max_age=1)
+
+
 def test_the_samples_of_a_prompt_do_not_depend_on_the_wave(engine, policy) -> None:
     prompted = [
         Prompted(problem=p, token_ids=engine.renderer.base(p), key_id=i)
