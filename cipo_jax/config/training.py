@@ -108,9 +108,6 @@ class Train:
     share_prompts: bool = True
     """Completions of one prompt share one copy of it in a row. Exact; switch it off where an
     attention kernel without prefix support is wanted."""
-    skip_zero_signal: bool = True
-    """Leave sequences with zero advantage out of the batch when nothing else (a KL penalty) would
-    train on them. Exact: they stay in the denominators."""
     logprob_chunk: int = 1024
     """Sampled tokens whose logits exist at one time on a device."""
     remat: Literal["none", "products", "attention", "block"] = "block"
