@@ -52,7 +52,7 @@ from cipo_jax.config.require import require
 from cipo_jax.config.sampling import Prompts, Sampling
 from cipo_jax.config.storage import Checkpoint, Log
 from cipo_jax.config.tasks import FileTask, GeneratedTask, GymTask, HubTask, TaskSource
-from cipo_jax.config.training import Adafactor, AdamW, Mesh, Optimizer, Train
+from cipo_jax.config.training import Adafactor, AdamW, MeshShape, Optimizer, Train
 from cipo_jax.config.verify import Verify
 
 __all__ = [
@@ -86,7 +86,7 @@ __all__ = [
     "Lora",
     "MaskedSequence",
     "MaskedToken",
-    "Mesh",
+    "MeshShape",
     "ModelSource",
     "NoAdapter",
     "Objective",
@@ -151,7 +151,7 @@ class Config:
     """How gradients change the weights."""
     train: Train = field(default_factory=Train)
     """Number and size of the steps."""
-    mesh: Mesh = field(default_factory=Mesh)
+    mesh: MeshShape = field(default_factory=MeshShape)
     """How the work is split over devices."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     """Measurements on held-out problems."""

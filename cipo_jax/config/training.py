@@ -132,7 +132,7 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mesh:
+class MeshShape:
     """Devices along each axis; their product is the number of devices. -1 for `fsdp`: the rest."""
 
     data: int = 1
@@ -150,12 +150,14 @@ class Mesh:
     crosses the network between them."""
 
     def __post_init__(self) -> None:
+        require_at_least(1, self, "mesh", "data", "expert", "tensor", "slices")
         require(
-            self.slices >= 1 and self.data % self.slices == 0,
-            f"mesh.slices is {self.slices}, which does not divide mesh.data {self.data}: slices "
-            "split `data`, so make it a multiple of them.",
+            self.fsdp >= 1 or self.fsdp == -1,
+            f"mesh.fsdp is {self.fsdp}; it must be at least 1, or -1 for the devices that are "
+            "left.",
         )
         require(
-            min(self.data, self.expert, self.tensor) >= 1 and (self.fsdp >= 1 or self.fsdp == -1),
-            f"mesh: sizes are at least 1 (fsdp may be -1 for the rest), got {self}.",
+            self.data % self.slices == 0,
+            f"mesh.slices is {self.slices}, which does not divide mesh.data {self.data}: slices "
+            "split `data`, so make it a multiple of them.",
         )

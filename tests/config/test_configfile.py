@@ -300,6 +300,8 @@ KINDS += ["--tasks.dataset", "gcd"]
         ("optimizer.eps", "0.0", "positive"),
         ("optimizer.eps", "nan", "positive"),
         ("train.logprob_chunk", "0", "at least 1"),
+        ("mesh.tensor", "0", "at least 1"),
+        ("mesh.fsdp", "0", "at least 1, or -1 for the devices that are left"),
         ("evaluation.max_new_tokens", "0", "at least 1"),
         ("checkpoint.keep", "0", "at least 1"),
         ("log.rollouts_every", "-1", "at least 0"),

@@ -16,7 +16,7 @@ from cipo_jax.config import (
     Config,
     Correction,
     GeneratedTask,
-    Mesh,
+    MeshShape,
     Prompts,
     RandomModel,
     Sampling,
@@ -73,7 +73,7 @@ def engine(policy):
     with VerifierPool(Verify(workers=1)) as pool:
         yield Engine(
             arch=policy[1],
-            mesh=make_mesh(Mesh(), jax.devices()[:1]),
+            mesh=make_mesh(MeshShape(), jax.devices()[:1]),
             eos_ids=eos_ids(RandomModel(), tokenizer),
             renderer=Renderer(tokenizer, CFG.prompts),
             judge=pool,
