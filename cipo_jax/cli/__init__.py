@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _without_devices(error: Exception) -> str:
-    """What to do where jax opens no device, of which its own error says little or nothing; empty
+    """The way out where jax can't open a device, since its own error says little or nothing; empty
     for any other error."""
     if not isinstance(error, (RuntimeError, AssertionError)) or "jax" not in sys.modules:
         return ""

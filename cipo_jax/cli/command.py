@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the parser of `cipo` must know of a command."""
+    """A command: its name, its options and the function behind them."""
 
     name: str
     help: str
     description: str
     add_options: Callable[[ArgumentParser], None]
     run: Callable[[Namespace, list[str]], int]
-    """Does it, with the parsed options and those that the parser does not know; returns the exit
-    status."""
+    """Takes the parsed options and those that the parser does not know; returns the exit status."""
     takes_settings: bool = False
     """Options that the parser does not know set fields of the configuration."""
     has_own_help: bool = False

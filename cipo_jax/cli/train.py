@@ -17,8 +17,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-changes",
         action="store_true",
-        help="go on with the run in --run-dir although its configuration or its problems were "
-        "others; the changes are kept in its changes.jsonl",
+        help="continue the run in --run-dir although its configuration or its problems have "
+        "changed; the changes are kept in its changes.jsonl",
     )
     add_several(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, and the config's fields")
@@ -32,9 +32,7 @@ def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
         return 0 if parsed.help else 2
     cfg = configfile.load(parsed.config, rest)
     if parsed.allow_changes and parsed.run_dir is None:
-        raise ValueError(
-            "--allow-changes goes on with a certain run: name its folder by --run-dir."
-        )
+        raise ValueError("--allow-changes continues an existing run: name its folder by --run-dir.")
     from cipo_jax.mesh import processes
     from cipo_jax.run.loop import train
 

@@ -140,7 +140,7 @@ class Config:
     correction: Correction = field(default_factory=Correction)
     """The second stream: corrections of the policy's own attempts."""
     objective: Objective = field(default_factory=Grpo)
-    """What the policy loss maximises."""
+    """The quantity that the policy loss maximises."""
     kl: Kl = field(default_factory=Kl)
     """Penalty on the divergence from the initial policy."""
     importance: Importance = field(default_factory=Uncorrected)
@@ -158,7 +158,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When the state is saved."""
     log: Log = field(default_factory=Log)
-    """What is written down beside metrics.jsonl."""
+    """Where metrics go beside metrics.jsonl, and how often rollouts are stored."""
 
     def __post_init__(self) -> None:
         longest = self.longest_sequence

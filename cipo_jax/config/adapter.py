@@ -48,7 +48,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """The factor in front of A B."""
         return self.alpha / (self.rank if self.scaling == "standard" else self.rank**0.5)
 
 

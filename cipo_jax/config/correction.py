@@ -48,11 +48,11 @@ Preference = Band | Soft
 
 @dataclass(frozen=True, kw_only=True)
 class _Adaptive:
-    """A share of right attempts that follows retention, the mean score of the corrections of right
-    attempts. The defaults are the constants of the open re-implementation."""
+    """A share of correct attempts that follows retention, the mean score of the corrections of
+    correct attempts. The defaults are the constants of the open re-implementation."""
 
     ratio_start: float = 0.3
-    """Share of right attempts among the anchors that the first step asks for."""
+    """Share of correct attempts among the anchors that the first step asks for."""
     ratio_min: float = 0.2
     """Lowest share that is asked for."""
     ratio_max: float = 0.8
@@ -100,7 +100,7 @@ class Robust(_Adaptive):
     smoothing: float = 0.3
     """Weight of the newest retention in the moving average, in (0, 1]; 1: no average."""
     min_samples: int = 16
-    """Fewer corrections of right attempts than this in a step leave the state unchanged."""
+    """Fewer corrections of correct attempts than this in a step leave the state unchanged."""
     dead_band: float = 0.02
     """Distance of the average from the target, in units of retention, within which it counts as on
     target."""
@@ -126,11 +126,11 @@ class Robust(_Adaptive):
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed:
-    """A constant share of right attempts."""
+    """A constant share of correct attempts."""
 
     kind: Literal["fixed"] = "fixed"
     ratio: float = 0.3
-    """Share of right attempts among the anchors, in [0, 1]."""
+    """Share of correct attempts among the anchors, in [0, 1]."""
 
     def __post_init__(self) -> None:
         require(
@@ -162,15 +162,15 @@ class Correction:
     weight: float = 1.0
     """lambda_c, the weight of the correction loss."""
     context: Literal["attempt", "labelled", "foreign"] = "attempt"
-    """What a correction prompt shows. `attempt`: the attempt, and not whether it is right. For
+    """The content of a correction prompt. `attempt`: the attempt, not whether it is correct. For
     comparison, `labelled`: also the verdict on it, which is a signal from outside; `foreign`: an
     attempt at another problem in its place, so that only the extra samples can help."""
     preference: Preference = field(default_factory=Band)
     """Which prompts' attempts are corrected first."""
     controller: Controller = field(default_factory=CipoReimpl)
-    """What share of the anchors are right attempts."""
+    """The share of correct attempts among the anchors."""
     risk_penalty: float = 1.0
-    """lambda_r: a right attempt made wrong is rewarded -lambda_r."""
+    """lambda_r: a correct attempt that is made wrong is rewarded -lambda_r."""
     advantage: CorrectionAdvantage = "objective"
     """How corrections are compared, see `method/advantages.py`; objective: by the rule of the base
     stream, with the risk penalty in force. For GRPO that is `raw_std`."""
@@ -179,11 +179,11 @@ class Correction:
     drop_truncated_anchors: bool = True
     """Leave attempts that ran into the length limit out of the anchors."""
     fill_with_right: bool = True
-    """Fill up with right attempts when wrong ones run out; otherwise use fewer anchors."""
+    """Fill up with correct attempts when wrong ones run out; otherwise use fewer anchors."""
     anchor_source: Literal["step", "buffer"] = "step"
-    """Right anchors come from this step's rollouts, or from a first-in-first-out buffer."""
+    """Correct anchors come from this step's rollouts, or from a first-in-first-out buffer."""
     buffer_max_age: int = 50
-    """Steps that a right attempt stays in the buffer."""
+    """Steps that a correct attempt stays in the buffer."""
 
     def __post_init__(self) -> None:
         require_at_least(0, self, "correction", "prompts_per_base_prompt", "weight", "risk_penalty")

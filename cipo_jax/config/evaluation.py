@@ -20,7 +20,7 @@ class Evaluation:
     """Samples of each problem at `sampling.temperature`, for accuracy and pass@k; one greedy
     completion comes on top."""
     corrections_per_attempt: int = 4
-    """Corrections of the first sample of each problem, right or wrong as it comes."""
+    """Corrections of the first sample of each problem, correct or not."""
     max_new_tokens: int = 4096
     """Most tokens of a completion; longer ones are cut."""
     prompts_per_call: int = 64
@@ -54,7 +54,7 @@ class Benchmarking:
     greedy: bool = True
     """Also one greedy completion of each problem."""
     corrections: bool = True
-    """Also one correction of each sample, right or wrong as it comes."""
+    """Also one correction of each sample, correct or not."""
     limit: int | None = None
     """Only the first problems of each benchmark, so many."""
     sequences_per_call: int = 64

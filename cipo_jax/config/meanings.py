@@ -1,4 +1,4 @@
-"""What each setting means, as the text below its field says it."""
+"""The meaning of each setting: the text below its field."""
 
 from __future__ import annotations
 

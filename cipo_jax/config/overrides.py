@@ -29,7 +29,7 @@ def _pairs(overrides: Sequence[str]) -> Iterator[tuple[Names, str]]:
     remaining = iter(overrides)
     for option in remaining:
         if not option.startswith("--") or len(option) == 2:
-            raise ValueError(f"'{option}' is no override; write --section.field VALUE.")
+            raise ValueError(f"'{option}' is not an option; write --section.field VALUE.")
         name, is_joined, value = option[2:].partition("=")
         if not is_joined:
             value = next(remaining, "--")
@@ -77,10 +77,10 @@ def _choose(tree: dict[str, Any], kind: str) -> None:
 
 
 def value_of(text: str, tp: Any, names: Names) -> Any:
-    """The value that an option's text stands for: itself for a text, else what YAML reads in it."""
+    """The value of an option: its text where the setting is a text, else what YAML reads in it."""
     if tp is str:
         return text
     try:
         return yaml_text.read(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"--{'.'.join(names)}: {text!r} is no YAML value.") from error
+        raise ValueError(f"--{'.'.join(names)}: {text!r} is not valid YAML.") from error

@@ -46,7 +46,7 @@ class Sampling:
     samples_per_prompt: int = 8
     """G, samples of each base prompt and of each correction prompt, from 2 to 511."""
     temperature: float = 1.0
-    """What the logits are divided by before the softmax, for sampling and for every log-prob."""
+    """Divisor of the logits before the softmax, in sampling and in every log-prob."""
     max_new_tokens: int = 4096
     """Most tokens of a completion; longer ones are cut, and judged as they are."""
     prompts_per_call: int = 32

@@ -1,8 +1,8 @@
 """Dataclasses as schemas: a tree of plain values becomes a dataclass of dataclasses.
 
 A tree is what YAML and JSON hold: mappings with text as keys, sequences and single values. Every
-key must be a field and every value exactly of its field's type (`true` is no number, and `2.0` no
-whole one). Where a field may be one of several dataclasses, `kind` in the tree says which.
+key must be a field and every value exactly of its field's type (`true` is not a number, nor is
+`2.0` a whole one). Where a field may be one of several dataclasses, `kind` in the tree says which.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LONGEST_NAME = 64
 
 @dataclass(frozen=True)
 class Schema(Generic[T]):
-    """What a tree must be to become a `root`."""
+    """The rules by which a tree becomes a `root`."""
 
     root: type[T]
     """A dataclass whose fields are numbers, texts, truth values, `Literal`s, enums, tuples,
@@ -62,7 +62,7 @@ class Schema(Generic[T]):
         return cls
 
     def described(self, tp: Any) -> str:
-        """What the value of a setting may be, in words."""
+        """The values that a type admits, in words."""
         origin, options = typing.get_origin(tp), typing.get_args(tp)
         if _is_union(tp):
             return " or ".join(map(self.described, options))
@@ -138,9 +138,9 @@ class Schema(Generic[T]):
         return choices[kind]
 
     def _unknown(self, tp: Any, cls: type, names: Names) -> ValueError:
-        """The error for a name that is no field of `cls`, with the nearest that there is."""
+        """The error for a name that is not a field of `cls`, with the nearest one that is."""
         *above, name = names
-        message = f"{_cut(_dotted(names))} is no setting"
+        message = f"{_cut(_dotted(names))} is not a setting"
         for kind, variant in variants(tp).items():
             if name in types_of(variant):
                 own = getattr(cls, "kind", "")
@@ -241,7 +241,8 @@ def _suggestion(value: Any, choices: Iterable[Any]) -> str:
 
 
 def _nearest(value: Any, choices: Iterable[str], *, cutoff: float) -> str | None:
-    """The choice that a mistaken name may have meant; None for what is too long to be one."""
+    """The choice that a mistaken name may have meant, if any; names too long to be one are not
+    compared, since they may come from outside and take for ever."""
     if not isinstance(value, str) or len(value) > _LONGEST_NAME:
         return None
     near = difflib.get_close_matches(value, list(choices), n=1, cutoff=cutoff)

@@ -1,4 +1,4 @@
-"""What a run writes."""
+"""The files that a run writes: checkpoints and logs."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ class GeneratedTask:
     name: Literal[
         "addition", "subtraction", "multiplication", "maximum", "last_item", "programs"
     ] = "addition"
-    """What is asked: arithmetic on whole numbers, the largest of them, the last item of a list, or
-    a program that changes a list of numbers step by step."""
+    """The kind of problem: arithmetic on whole numbers, the largest of them, the last item of a
+    list, or a program that changes a list of numbers step by step."""
     low: int = 1
     """Smallest operand; for `programs`, smallest constant of a step."""
     high: int = 12

@@ -111,8 +111,9 @@ class Train:
     logprob_chunk: int = 1024
     """Sampled tokens whose logits exist at one time on a device."""
     remat: Literal["none", "products", "attention", "block"] = "block"
-    """What the backward pass recomputes: nothing; all but products with weights; all but the output
-    of attention; all of a layer. From the fastest to the smallest; docs/memory.md has figures."""
+    """The part of a layer that the backward pass recomputes: none of it; all but products with
+    weights; all but the output of attention; all of it. From the fastest to the one with the
+    least memory; docs/memory.md has figures."""
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of matrix products; parameters, softmax and log-probs stay in float32. On CPUs, bfloat16
     is many times slower than float32."""

@@ -23,7 +23,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def read(text: str) -> Any:
-    """What a YAML text says. Raises: yaml.YAMLError."""
+    """The value of a YAML text. Raises: yaml.YAMLError."""
     return yaml.load(text, _Loader)
 
 

@@ -55,7 +55,7 @@ def test_a_text_stays_a_text_and_only_given_fields_are_given() -> None:
         (("--temperature", "hot"), "temperature is 'hot'; it must be a number"),
         (("--temperature", "0.0"), "temperature is 0.0; it must be positive"),
         (("--samples", "1.5"), "samples is 1.5; it must be a whole number or usual"),
-        (("--samples", "[1"), "--samples: '[1' is no YAML value"),
+        (("--samples", "[1"), "--samples: '[1' is not valid YAML"),
         (("--memory-mb", "64"), "verify.memory_mb is 64; it must be at least 128"),
         (("--isolation", "landlok"), "Did you mean 'landlock'?"),
         (("--correction-template", "attempt_fist"), "Did you mean 'attempt_first'?"),

@@ -59,7 +59,7 @@ def test_what_fits(tree, expected) -> None:
         ({"by_name": {"a": {}}}, r"^by_name\.a\.size is missing\.$"),
         (
             {"by_name": {"a": {"sise": 1}}},
-            r"^by_name\.a\.sise is no setting\. Did you mean by_name\.a\.s",
+            r"^by_name\.a\.sise is not a setting\. Did you mean by_name\.a\.s",
         ),
         ({"settings": {"a": True}}, r"^settings\.a is True; it must be a whole number or text\.$"),
         (
@@ -71,7 +71,7 @@ def test_what_fits(tree, expected) -> None:
         ({"colour": "red"}, r"^colour is 'red'; it must be red"),
         ({"inner": {"size": 10**400}}, r"^inner\.size is 1000.*\.\.\.; it must be a number\.$"),
         ({"inner": {"size": 10**5000}}, r"^inner\.size is of type int; it must be a number\.$"),
-        ({"x" * 1000: 1}, r"^x{200}\.\.\. is no setting\. The top level has: by_name, "),
+        ({"x" * 1000: 1}, r"^x{200}\.\.\. is not a setting\. The top level has: by_name, "),
     ],
 )
 def test_what_does_not_fit_is_named(tree, message) -> None:
