@@ -1,6 +1,6 @@
 """`cipo`: the command line, a file a command.
 
-cipo train CONFIG [--run-dir DIR [--allow-changes]] [--any.field value ...]
+cipo train CONFIG [--run-dir DIR [--allow-changes]] [--profile] [--any.field value ...]
 cipo export RUN OUT [--step N] [--adapter]
 cipo evaluate MODEL_OR_RUN --benchmarks NAMES [--data DIR]
 cipo plan CONFIG --topology v5litepod-16 [--json] [--picture FILE] [--any.field value ...]

@@ -20,6 +20,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="continue the run in --run-dir although its configuration or its problems have "
         "changed; the changes are kept in its changes.jsonl",
     )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="also record what devices and host do, with jax.profiler, into the run's folder",
+    )
     add_several(parser)
     parser.add_argument("-h", "--help", action="store_true", help="this, and the config's fields")
 
@@ -41,7 +46,8 @@ def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
         folder = Path(processes.from_first(lambda: str(parsed.run_dir or run_folder.find(cfg))))
         if processes.is_first():
             print(f"run folder: {folder}", flush=True)
-        train(cfg, folder, allow_changes=parsed.allow_changes)
+        profile = {"profile": True} if parsed.profile else {}
+        train(cfg, folder, allow_changes=parsed.allow_changes, **profile)
     return 0
 
 

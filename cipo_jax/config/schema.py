@@ -43,14 +43,6 @@ class Schema(Generic[T]):
         built: T = self._built(self.root, tree, ())
         return built
 
-    def check(self, tp: Any, value: Any, names: Names) -> None:
-        """Raises: ValueError if a single value is not of type `tp`."""
-        if not self._fits(tp, value):
-            raise ValueError(
-                f"{_dotted(names)} is {_shown(value)}; it must be {self.described(tp)}."
-                + _suggestion(value, typing.get_args(tp))
-            )
-
     def owner(self, tp: Any, tree: dict[str, Any], names: Names) -> type:
         """The dataclass that `tree` describes, which has the last of `names` as a field.
 
@@ -85,7 +77,11 @@ class Schema(Generic[T]):
         if typing.get_origin(tp) is Mapping and _has_text_keys(value):
             item = typing.get_args(tp)[1]
             return {name: self._built(item, part, (*names, name)) for name, part in value.items()}
-        self.check(tp, value, names)
+        if not self._fits(tp, value):
+            raise ValueError(
+                f"{_dotted(names)} is {_shown(value)}; it must be {self.described(tp)}."
+                + _suggestion(value, typing.get_args(tp))
+            )
         if typing.get_origin(tp) is tuple:
             return tuple(value)
         return float(value) if tp is float else value
