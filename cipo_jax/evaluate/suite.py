@@ -25,8 +25,7 @@ from jax.sharding import Mesh
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cipo_jax import __version__
-from cipo_jax.config import Benchmarking, PretrainedModel, Prompts, Verify, configfile
-from cipo_jax.config import Mesh as MeshConfig
+from cipo_jax.config import Benchmarking, MeshShape, PretrainedModel, Prompts, Verify, configfile
 from cipo_jax.config.model import ModelSource
 from cipo_jax.evaluate import passes, samples
 from cipo_jax.evaluate.summary import per_problem, summarise
@@ -78,7 +77,7 @@ def open_subject(
             f"There are {jax.process_count()} processes, and an evaluation is one: start it on one "
             "host, with a model that fits its devices."
         )
-    mesh = make_mesh(MeshConfig())
+    mesh = make_mesh(MeshShape())
     config = Path(target) / "config.yaml"
     if not config.is_file():
         if step is not None:

@@ -84,7 +84,7 @@ exceeds them. Their projections are small, so every device of the axis keeps all
 query heads stay split."""
 
 
-def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: config.MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The device mesh with axes `data`, `fsdp`, `expert`, `tensor`, ordered for the wiring of the
     slice.
 
@@ -101,7 +101,7 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def device_grid(sizes: config.Mesh, devices: Sequence[jax.Device]) -> np.ndarray:
+def device_grid(sizes: config.MeshShape, devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices as an array of the mesh's shape; neighbours in it are neighbours by wire, and
     those of one slice differ in nothing but the last stretch of `data`."""
     fsdp = sizes.fsdp

@@ -211,7 +211,7 @@ def iterate(
         train=cfg.train,
         max_new_tokens=cfg.sampling.max_new_tokens,
         max_rows=max_rows(cfg),
-        keep_zero_signal=cfg.trains_on_zero_signal or not cfg.train.skip_zero_signal,
+        keep_zero_signal=cfg.trains_on_zero_signal,
     )
     return Iteration(
         base=base,

@@ -49,7 +49,7 @@ def main() -> None:
         sampling=config.Sampling(max_new_tokens=128),
         train=config.Train(row_tokens=512, compute_dtype="float32"),
     )
-    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    mesh = make_mesh(config.MeshShape(), jax.devices()[:1])
     step = make_train_step(cfg, arch, mesh)
     state = init_state(init(jax.random.key(0), arch), cfg, mesh)
     print(f"{len(jax.tree.leaves(state))} arrays in the state, {jax.devices()[0].device_kind}")

@@ -71,7 +71,7 @@ def measure(arch: Architecture, shape: dict) -> tuple[int, int, float]:
     """Temporary bytes of the step, the bytes of two copies of the gradient that are in them (the
     sum so far and a microbatch's own), and the operations that XLA counts in one microbatch."""
     arch = dataclasses.replace(arch, vocab_size=shape["vocab"], num_layers=shape["layers"])
-    cfg, mesh = make_config(shape), make_mesh(config.Mesh(), jax.devices()[:1])
+    cfg, mesh = make_config(shape), make_mesh(config.MeshShape(), jax.devices()[:1])
     state = abstract_state(cfg, arch, mesh)
     batch = abstract_batch(shape["rows"], shape["row_tokens"])
     lowered = make_train_step(cfg, arch, mesh).lower(state, None, batch)

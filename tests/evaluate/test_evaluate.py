@@ -13,8 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from cipo_jax import cli
-from cipo_jax.config import Benchmarking, Prompts, RandomModel, Verify, configfile
-from cipo_jax.config import Mesh as MeshConfig
+from cipo_jax.config import Benchmarking, MeshShape, Prompts, RandomModel, Verify, configfile
 from cipo_jax.evaluate import passes, samples, suite
 from cipo_jax.evaluate.passes import bucket
 from cipo_jax.evaluate.samples import SampleRow
@@ -219,7 +218,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
     params, arch = load_model(RandomModel(), mesh, seed=0)
     tokenizer = byte_tokenizer()
     return Subject(
@@ -323,7 +322,7 @@ def test_a_run_from_the_command_line(
     run = tmp_path / "run"
     run.mkdir()
     configfile.dump(cfg, run / "config.yaml")
-    mesh = suite.make_mesh(MeshConfig())
+    mesh = suite.make_mesh(MeshShape())
     initial, _ = load_model(cfg.model, mesh, seed=cfg.seed)
     trained = jax.tree.map(lambda x: x * 1.5, initial)
     checkpoints = Checkpoints(run / "checkpoints", keep=1)

@@ -241,7 +241,7 @@ def test_install_copies_the_project_to_all_workers(cloud) -> None:
     )
     done = cloud.run("tpu_vm.sh", "install", *SLICE, "--bucket", "b")
     assert done.returncode == 0, done.stderr
-    for path in ("setup.py", "launch/env.sh", "cipo_jax/cli.py", "configs/smoke.yaml"):
+    for path in ("setup.py", "launch/env.sh", "cipo_jax/cli/__init__.py", "configs/smoke.yaml"):
         assert (unpacked / path).read_text() == (ROOT / path).read_text()
     assert not (unpacked / ".git").exists()
     commands = said.read_text()

@@ -34,7 +34,7 @@ from tests.weights import drawn
 
 ARCH = PRESETS["tiny-qwen2"]
 ROWS, TOKENS = 8, 48
-ONE = config.Mesh(data=1, fsdp=1, tensor=1)
+ONE = config.MeshShape(data=1, fsdp=1, tensor=1)
 LORA = Lora(rank=6, alpha=9.0)
 INNER = {"q": "D", "k": "D", "v": "D", "o": "NH", "gate": "D", "up": "D", "down": "F"}
 OUTER = {"q": "NH", "k": "KH", "v": "KH", "o": "D", "gate": "F", "up": "F", "down": "D"}
@@ -213,7 +213,7 @@ def test_the_state_is_that_of_the_adapter_alone(params, tmp_path, batch):
     resumed, _ = checkpoints.restore_latest(abstract_state(cfg, ARCH, mesh))
     jax.tree.map(np.testing.assert_array_equal, compiled(cfg)(resumed, frozen, batch)[0], state)
     # It is the adapter alone, and comes back on any mesh.
-    spread = mesh_of(config.Mesh(data=1, fsdp=2, tensor=2))
+    spread = mesh_of(config.MeshShape(data=1, fsdp=2, tensor=2))
     restored, _ = checkpoints.restore_latest(abstract_state(cfg, ARCH, spread))
     checkpoints.close()
     jax.tree.map(np.testing.assert_array_equal, restored, saved)
@@ -227,7 +227,9 @@ def test_the_state_is_that_of_the_adapter_alone(params, tmp_path, batch):
 
 
 @pytest.mark.parametrize(
-    "sizes", [config.Mesh(data=1, fsdp=2, tensor=2), config.Mesh(data=2, fsdp=2, tensor=2)], ids=str
+    "sizes",
+    [config.MeshShape(data=1, fsdp=2, tensor=2), config.MeshShape(data=2, fsdp=2, tensor=2)],
+    ids=str,
 )
 def test_mesh_is_nothing(params, batch, low_rank, sizes):
     assert gap(update(make_config(), params, drawn_adapter(), batch, sizes), low_rank) < 1e-5
@@ -324,7 +326,7 @@ def test_the_sampler_and_the_trainer_see_one_policy(params, projections):
 
 def test_the_sampler_on_a_mesh_merges_the_same(params):
     """Base and adapter in pieces over fsdp and tensor; every token as on one device."""
-    cfg, mesh = make_config(), mesh_of(config.Mesh(data=1, fsdp=2, tensor=2))
+    cfg, mesh = make_config(), mesh_of(config.MeshShape(data=1, fsdp=2, tensor=2))
     prompt_QP = np.random.default_rng(0).integers(0, ARCH.vocab_size, (4, 9)).astype(np.int32)
     prompts = PromptBatch(prompt_QP, np.full(4, 9, np.int32), np.arange(4, dtype=np.int32))
     params = params.replace(

@@ -95,9 +95,9 @@ def value_and_gradients(weights, x_BTD):
 @pytest.mark.parametrize(
     ("sizes", "num_rows"),
     [
-        (config.Mesh(fsdp=2, expert=2, tensor=2), 8),
-        (config.Mesh(data=2, fsdp=2, expert=2), 8),
-        (config.Mesh(fsdp=2, expert=2, tensor=2), 6),  # rows that do not divide
+        (config.MeshShape(fsdp=2, expert=2, tensor=2), 8),
+        (config.MeshShape(data=2, fsdp=2, expert=2), 8),
+        (config.MeshShape(fsdp=2, expert=2, tensor=2), 6),  # rows that do not divide
     ],
     ids=["tensor", "data", "uneven"],
 )
@@ -115,7 +115,7 @@ def test_a_mesh_changes_nothing(weights, x_BTD, sizes, num_rows):
 
 
 def test_no_device_holds_all_experts():
-    mesh = make_mesh(config.Mesh(fsdp=4, expert=2))
+    mesh = make_mesh(config.MeshShape(fsdp=4, expert=2))
     blocks = abstract(ARCH).blocks
     shardings = shardings_of(blocks, mesh, PARAM_RULES)
 
@@ -134,15 +134,15 @@ def test_no_device_holds_all_experts():
 
 # --- the whole model over a mesh with all four axes ----------------------------------------------
 
-ONE = config.Mesh(data=1, fsdp=1, expert=1, tensor=1)
-SPLIT = config.Mesh(data=1, fsdp=2, expert=2, tensor=2)
+ONE = config.MeshShape(data=1, fsdp=1, expert=1, tensor=1)
+SPLIT = config.MeshShape(data=1, fsdp=2, expert=2, tensor=2)
 
 
-def mesh_of(sizes: config.Mesh):
+def mesh_of(sizes: config.MeshShape):
     return make_mesh(sizes, jax.devices()[: sizes.fsdp * sizes.expert * sizes.tensor])
 
 
-def sampled(sizes: config.Mesh, seed: int = 0) -> Rollouts:
+def sampled(sizes: config.MeshShape, seed: int = 0) -> Rollouts:
     arch = dataclasses.replace(ARCH, num_layers=1)  # decoding unrolls layers: one compiles sooner
     mesh, rng = mesh_of(sizes), np.random.default_rng(0)
     prompts = PromptBatch(
@@ -173,7 +173,7 @@ def test_the_sampler_over_experts():
     assert np.any(sampled(SPLIT, seed=1).token_QGC != expected.token_QGC)  # the control
 
 
-def updated(sizes: config.Mesh, params):
+def updated(sizes: config.MeshShape, params):
     """The gradient as the first moment of a first update without memory, and the metrics."""
     mesh, batch = mesh_of(sizes), random_batch(8, 32, vocab_size=ARCH.vocab_size)
     cfg = config.Config(

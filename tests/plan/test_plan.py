@@ -301,7 +301,7 @@ def test_kept_plans_are_of_what_a_run_keeps(path):
     name, overrides = kept_settings()[path.stem]
     kept = json.loads(path.read_text())
     cfg = configfile.load(ROOT / "configs" / f"{name}.yaml", overrides)
-    one = dataclasses.replace(cfg, mesh=config.Mesh(data=1, fsdp=1, tensor=1))
+    one = dataclasses.replace(cfg, mesh=config.MeshShape(data=1, fsdp=1, tensor=1))
     mesh = make_mesh(one.mesh, jax.devices()[:1])
     resident = programs.resident(one, planned_architecture(cfg), mesh)
     (step,) = (p for p in kept["programs"] if p["name"] == "train step")

@@ -69,7 +69,7 @@ CFG = Config(
     correction=Correction(drop_truncated_anchors=False),
     optimizer=config.AdamW(learning_rate=1e-2),
     train=Train(row_tokens=512, compute_dtype="float32", rows_per_microbatch=2, remat="none"),
-    mesh=config.Mesh(data=1, fsdp=1),
+    mesh=config.MeshShape(data=1, fsdp=1),
 )  # fmt: skip
 PROBLEMS = [
     Problem(

@@ -16,7 +16,7 @@ from cipo_jax.config import (
     Config,
     Correction,
     GeneratedTask,
-    Mesh,
+    MeshShape,
     Prompts,
     RandomModel,
     Sampling,
@@ -73,7 +73,7 @@ def engine(policy):
     with VerifierPool(Verify(workers=1)) as pool:
         yield Engine(
             arch=policy[1],
-            mesh=make_mesh(Mesh(), jax.devices()[:1]),
+            mesh=make_mesh(MeshShape(), jax.devices()[:1]),
             eos_ids=eos_ids(RandomModel(), tokenizer),
             renderer=Renderer(tokenizer, CFG.prompts),
             judge=pool,
@@ -167,6 +167,19 @@ def test_buffered_attempts_come_back_as_right_anchors(engine, policy) -> None:
              if a.is_right]  # fmt: skip
     assert right
     assert set(right) <= {a.text for a in held}
+
+
+def test_attempts_leave_the_buffer_at_their_age(engine, policy) -> None:
+    def steps_held(**settings) -> set[int]:
+        correction = Correction(anchor_source="buffer", drop_truncated_anchors=False, **settings)
+        cfg = replace(CFG, correction=correction)
+        first = run(engine, policy, cfg=cfg)
+        second = run(engine, policy, PROBLEMS[4:], cfg=cfg, step=1, state=first.state)
+        return {attempt.step for attempt in second.state.buffer.attempts}
+
+    # Half of the problems come again, so those of the others are still of the first step.
+    assert 0 in steps_held()
+    assert 0 not in steps_held(buffer_max_age=1)
 
 
 def test_the_samples_of_a_prompt_do_not_depend_on_the_wave(engine, policy) -> None:

@@ -47,7 +47,7 @@ def weights(seed=0):
 def scored(temperature=0.7, compute_dtype="float32", seed=0, **constants):
     """Log-probs of the batch, as a trainer or a sampler with these settings has them."""
     arch = dataclasses.replace(ARCH, **constants)
-    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    mesh = make_mesh(config.MeshShape(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     score = make_scorer(make_config(temperature, compute_dtype), arch, mesh)
     program = score.lower(weights(seed), batch()).compile(
         compiler_options={"xla_backend_optimization_level": 0}

@@ -41,7 +41,7 @@ def make_config(preset="tiny-llama", **optimizer) -> Config:
 
 
 def mesh_of(data, fsdp, tensor):
-    sizes = config.Mesh(data=data, fsdp=fsdp, tensor=tensor)
+    sizes = config.MeshShape(data=data, fsdp=fsdp, tensor=tensor)
     return make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
 
 

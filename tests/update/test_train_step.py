@@ -27,7 +27,7 @@ from tests.batches import random_batch
 
 ARCH = PRESETS["tiny-llama"]
 ROWS, TOKENS = 8, 48
-ONE = config.Mesh(data=1, fsdp=1, tensor=1)
+ONE = config.MeshShape(data=1, fsdp=1, tensor=1)
 
 
 def make_config(
@@ -53,7 +53,7 @@ def make_config(
     )
 
 
-def mesh_of(sizes: config.Mesh) -> jax.sharding.Mesh:
+def mesh_of(sizes: config.MeshShape) -> jax.sharding.Mesh:
     return make_mesh(sizes, jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor])
 
 
@@ -243,12 +243,12 @@ def test_garbage_in_padding_is_nothing(update, batch):
 
 
 MESHES = {
-    "data": config.Mesh(data=8, fsdp=1, tensor=1),
-    "fsdp": config.Mesh(data=1, fsdp=8, tensor=1),
-    "tensor": config.Mesh(data=1, fsdp=1, tensor=2),
-    "data tensor": config.Mesh(data=4, fsdp=1, tensor=2),
-    "fsdp tensor": config.Mesh(data=1, fsdp=2, tensor=2),
-    "all": config.Mesh(data=2, fsdp=2, tensor=2),
+    "data": config.MeshShape(data=8, fsdp=1, tensor=1),
+    "fsdp": config.MeshShape(data=1, fsdp=8, tensor=1),
+    "tensor": config.MeshShape(data=1, fsdp=1, tensor=2),
+    "data tensor": config.MeshShape(data=4, fsdp=1, tensor=2),
+    "fsdp tensor": config.MeshShape(data=1, fsdp=2, tensor=2),
+    "all": config.MeshShape(data=2, fsdp=2, tensor=2),
 }
 
 

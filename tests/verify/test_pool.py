@@ -208,6 +208,15 @@ def wait_until(condition: Callable[[], object], within_s: float = 30.0) -> None:
         time.sleep(0.01)
 
 
+def test_the_limit_on_output_is_the_setting() -> None:
+    """100,000 characters where 2 are expected: too many for 1 KiB, a wrong answer for 128."""
+    talkative = program("print('x' * 100_000)")
+    for output_kb, reason in ((1, "output_limit"), (128, "wrong_answer")):
+        with VerifierPool(Verify(workers=1, output_kb=output_kb)) as pool:
+            assert pool.submit(talkative, FORTY_TWO).result().reason == reason
+            assert f"{output_kb} KiB output" in str(pool.report)
+
+
 def test_the_system_would_rather_kill_a_program_than_the_trainer(pool: VerifierPool) -> None:
     """Every process of the sandbox, down to the running program; the control is this one."""
     slow = program("import time\ntime.sleep(0.5)\nprint(42)")
