@@ -2,7 +2,6 @@
 
 import ast
 from collections import defaultdict
-from pathlib import Path
 
 from tests import ROOT
 
@@ -10,7 +9,7 @@ PACKAGE = ROOT / "cipo_jax"
 
 
 def classes(source: str) -> list[str]:
-    """Names of the classes and type aliases at the top of a module, without a leading underscore."""
+    """Names of the classes and type aliases of a module, without a leading underscore."""
     found = []
     for node in ast.parse(source).body:
         if isinstance(node, ast.ClassDef):
@@ -26,7 +25,11 @@ def classes(source: str) -> list[str]:
 
 
 def is_class_name(name: str) -> bool:
-    return name.removeprefix("_")[:1].isupper() and any(c.islower() for c in name) and "_" not in name[1:]
+    return (
+        name.removeprefix("_")[:1].isupper()
+        and any(c.islower() for c in name)
+        and "_" not in name[1:]
+    )
 
 
 def shared(sources: dict[str, str]) -> dict[str, list[str]]:

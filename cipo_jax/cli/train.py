@@ -46,8 +46,7 @@ def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
         folder = Path(processes.from_first(lambda: str(parsed.run_dir or run_folder.find(cfg))))
         if processes.is_first():
             print(f"run folder: {folder}", flush=True)
-        profile = {"profile": True} if parsed.profile else {}
-        train(cfg, folder, allow_changes=parsed.allow_changes, **profile)
+        train(cfg, folder, allow_changes=parsed.allow_changes, profile=parsed.profile)
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from cipo_jax.config import Config, overrides, yaml_text
+from cipo_jax.config import Config, atomic, overrides, yaml_text
 
 
 def load(path: str | Path, options: Sequence[str] = ()) -> Config:
@@ -32,4 +32,4 @@ def load(path: str | Path, options: Sequence[str] = ()) -> Config:
 def dump(cfg: Config, path: str | Path) -> None:
     """Write every setting as YAML that `load` reads back to an equal configuration."""
     text = yaml.safe_dump(dataclasses.asdict(cfg), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(text, encoding="utf-8")
+    atomic.write_text(Path(path), text)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -21,6 +22,9 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from cipo_jax.config import Aggregation, Config, Objective, Train
 from cipo_jax.records import Batch, Stream
+
+GroupValues: TypeAlias = Float[np.ndarray, " G"] | Float[np.ndarray, "G C"]
+"""One number for each completion of a group, or one for each of its tokens, padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +46,51 @@ class Group:
     stream: Stream
     prompt_P: Int[np.ndarray, " P"]
     completions: Sequence[Completion]
-    advantage_G: Float[np.ndarray, " G"] | Float[np.ndarray, "G C"]
-    """Of each completion; or of each of its tokens, padded."""
+    advantage_G: GroupValues
     is_valid_G: Bool[np.ndarray, " G"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the completions of the groups are in the rows of a batch."""
+
+    spans: Sequence[tuple[int, int, int, slice]]
+    """Group, completion of the group, row, and places in the row; those left out have none."""
+    shape: tuple[int, int, int]
+    """Groups, completions of the largest one, tokens of the longest one."""
+
+    def back(self, value_BT: Float[np.ndarray, "B T"]) -> Float[np.ndarray, "Q G C"]:
+        """What the rows hold for each token of the completions, in the order of the groups; 0
+        beyond a completion's length, and for those that were left out of the rows.
+        """
+        value_QGC = np.zeros(self.shape, value_BT.dtype)
+        for q, g, b, here in self.spans:
+            value_QGC[q, g, : here.stop - here.start] = value_BT[b, here]
+        return value_QGC
+
+    def laid(
+        self, values: Sequence[GroupValues], rows: tuple[int, int]
+    ) -> Float32[np.ndarray, "B T"]:
+        """The other way: a number for each completion of each group, or one for each of its tokens,
+        in an array of `rows`; 0 elsewhere.
+        """
+        value_BT = np.zeros(rows, np.float32)
+        for q, g, b, here in self.spans:
+            value_BT[b, here] = np.atleast_1d(values[q][g])[: here.stop - here.start]
+        return value_BT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """The batch, and where the completions are in it."""
+
+    batch: Batch
+    places: Places
+
+    def credited(self, advantages: Sequence[GroupValues]) -> Batch:
+        """The batch with other advantages than its groups came with, in the groups' order."""
+        shape = self.batch.token_BT.shape
+        return replace(self.batch, advantage_BT=self.places.laid(advantages, (shape[0], shape[1])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +115,7 @@ def mix(
     max_new_tokens: int,
     max_rows: int,
     keep_zero_signal: bool,
-) -> Batch:
+) -> Mixed:
     """Pack groups of both streams into one batch of `max_rows` rows of `train.row_tokens` tokens.
 
     The weight of a token of sequence i in stream s, with N valid sequences and Z valid tokens in
@@ -89,7 +135,7 @@ def mix(
       max_rows: from `max_rows(cfg)`; the shape of the batch.
       keep_zero_signal: lay out sequences with advantage 0 too; needed where a KL penalty trains on
         them. They add nothing to the loss otherwise, and leaving them out is exact.
-    Returns: a batch of numpy arrays; `num_rows` may be 0.
+    Returns: the batch, of numpy arrays, whose `num_rows` may be 0; and the places in it.
     Raises: ValueError if a prompt or a completion is empty, a completion is longer than
       max_new_tokens, does not have one log-prob per token or does not fit in a row with its prompt,
       or the rows don't suffice.
@@ -108,35 +154,27 @@ def mix(
     }
     for b, units in enumerate(rows):
         _lay_out({name: array_BT[b] for name, array_BT in arrays.items()}, units, token_weight)
-    return Batch(
+    places = Places(
+        spans=[
+            (unit.index, g, b, here)
+            for b, units in enumerate(rows)
+            for unit, _, completions in _placed(units)
+            for g, here in completions
+        ],
+        shape=(
+            len(groups),
+            max((len(group.completions) for group in groups), default=0),
+            max((len(c.token_C) for group in groups for c in group.completions), default=0),
+        ),
+    )
+    arrays["advantage"] = places.laid(
+        [group.advantage_G for group in groups], (max_rows, train.row_tokens)
+    )
+    batch = Batch(
         **{f"{name}_BT": array_BT for name, array_BT in arrays.items()},
         num_rows=np.asarray(len(rows), np.int32),
     )
-
-
-def unmixed(
-    value_BT: Float[np.ndarray, "B T"],
-    groups: Sequence[Group],
-    *,
-    train: Train,
-    keep_zero_signal: bool,
-) -> Float[np.ndarray, "Q G C"]:
-    """What the rows of `mix` hold for each token of the completions, back in the order of groups.
-
-    Args:
-      value_BT: speaks about the tokens of the batch that `mix` made of these very arguments.
-      groups: all with the same number of completions.
-    Returns: [Q, G, C], C the longest completion; 0 beyond a completion's length, and for those that
-      were left out of the rows.
-    """
-    longest = max(len(c.token_C) for group in groups for c in group.completions)
-    shape = (len(groups), len(groups[0].completions), longest)
-    value_QGC = np.zeros(shape, value_BT.dtype)
-    for b, units in enumerate(_packed(groups, train=train, keep_zero_signal=keep_zero_signal)):
-        for unit, _, completions in _placed(units):
-            for g, here in completions:
-                value_QGC[unit.index, g, : here.stop - here.start] = value_BT[b, here]
-    return value_QGC
+    return Mixed(batch=batch, places=places)
 
 
 def max_rows(cfg: Config) -> int:
@@ -374,7 +412,5 @@ def _lay_out(row: dict[str, np.ndarray], units: Sequence[_Unit], token_weight: _
             row["predecessor"][here.start] = prompt.stop - 1
             row["is_target"][here] = True
             row["sampler_logprob"][here] = completion.logprob_C
-            # One number for the sequence, or one for each token.
-            row["advantage"][here] = np.atleast_1d(group.advantage_G[g])[:length]
             row["weight"][here] = token_weight(group.stream, length)
             row["stream"][here] = group.stream

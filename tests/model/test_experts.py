@@ -201,6 +201,6 @@ def test_the_train_step_over_experts():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), found, expected
     )
-    assert split["grad/norm"] == pytest.approx(one["grad/norm"], rel=1e-5)
+    assert split.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
     for name in FIELDS:
         assert np.abs(getattr(expected.blocks, name)).max() > 1e-3 * largest  # all are trained
