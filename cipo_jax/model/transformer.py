@@ -162,11 +162,11 @@ def unstack(stacked: Stacked, dtype: DTypeLike) -> tuple[Stacked, ...]:
     where a trace would hold a slice per layer and array, and compile for seconds.
     """
     num_layers = jax.tree.leaves(stacked)[0].shape[0]
-    return tuple(_layer(stacked, layer, dtype=jnp.dtype(dtype)) for layer in range(num_layers))
+    return tuple(layer_of(stacked, layer, dtype=jnp.dtype(dtype)) for layer in range(num_layers))
 
 
 @partial(jax.jit, static_argnames="dtype")
-def _layer(stacked: Any, layer: Int32[Array, ""], *, dtype: np.dtype) -> Any:
+def layer_of(stacked: Any, layer: Int32[Array, ""], *, dtype: np.dtype) -> Any:
     def at_layer(x: Array) -> Array:
         return jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
 

@@ -141,7 +141,7 @@ def complete(
     )
     logits_QV = logits(ends, hidden_QD, arch=arch)
     state = record(state, jnp.repeat(logits_QV, samples_per_prompt, axis=0))
-    for span in _spans(max_new_tokens):
+    for span in spans(max_new_tokens):
         caches = (cache.grown(layer, span) for layer in state.caches)
         state = replace(
             state, caches=tuple(constrain_record(layer, ACTIVATION_RULES) for layer in caches)
@@ -176,7 +176,7 @@ def _is_running(state: _Decoding, *, span: int) -> Array:
     return (state.step < span) & ~jnp.all(state.is_finished_B)
 
 
-def _spans(max_new_tokens: int) -> list[int]:
+def spans(max_new_tokens: int) -> list[int]:
     """The lengths that the cache has in turn: N, before it N/2, and from there a quarter each time.
 
     Attention reads the whole cache, used or not. Over N = 4096 tokens that is 1.4 times what is
