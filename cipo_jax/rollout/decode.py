@@ -15,12 +15,12 @@ from cipo_jax.mesh.sharding import ACTIVATION_RULES, DECODING_RULES, constrain, 
 from cipo_jax.model import cache
 from cipo_jax.model.attention import decode_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
+from cipo_jax.model.decoding import Ends
 from cipo_jax.model.head import logits
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.rotary import rotary_tables
 from cipo_jax.model.transformer import (
     Block,
-    Params,
     block,
     embed_scaled,
     norm,
@@ -50,7 +50,7 @@ class _Decoding:
 
 @partial(jax.jit, static_argnames=("arch", "samples_per_prompt", "max_new_tokens", "eos_ids"))
 def complete(
-    ends: Params,
+    ends: Ends,
     layers: tuple[Block, ...],
     prompts: PromptBatch,
     prompt_caches: tuple[PromptCache, ...],
@@ -69,8 +69,8 @@ def complete(
     gathered once, before the loop (`sharding.DECODING_RULES`).
 
     Args:
-      ends: embedding, final norm and head, of `transformer.ends`.
-      layers: the blocks, of `transformer.unstack`.
+      ends: embedding, final norm and head, cast by `decoding.cast`.
+      layers: the blocks, each from `decoding.layer_of`.
       prompt_caches, hidden_QD: what `read_prompts` made of `prompts`; in the compute dtype.
     """
     num_prompts, prompt_length = prompts.token_QP.shape
