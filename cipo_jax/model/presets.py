@@ -13,6 +13,8 @@ from typing import Any, Literal
 FamilyName = Literal["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text"]
 """As `model_type` in the config.json of public checkpoints. Seed-Coder and SmolLM2 are llama."""
 
+Activation = Literal["silu", "gelu_tanh"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3RopeScaling:
@@ -71,7 +73,7 @@ class Architecture:
     head_dim: int
     mlp_dim: int
     """Of each expert where there are several."""
-    activation: Literal["silu", "gelu_tanh"]
+    activation: Activation
     """Of the MLP's gate."""
     experts: Experts | None
     rope_theta: float
@@ -91,6 +93,20 @@ class Architecture:
     has_qkv_bias: bool
     has_qk_norm: bool
     max_position: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The length of every dimension letter of the parameters."""
+        return {
+            "V": self.vocab_size,
+            "L": self.num_layers,
+            "D": self.model_dim,
+            "N": self.num_heads,
+            "K": self.num_kv_heads,
+            "H": self.head_dim,
+            "F": self.mlp_dim,
+            "E": self.experts.num_experts if self.experts else 0,
+        }
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -31,7 +31,7 @@ FIELDS = ("router", "expert_gate", "expert_up", "expert_down")
 
 
 def forward(x_BTD, *weights):
-    return mix_experts(x_BTD, *weights, arch=ARCH)
+    return mix_experts(x_BTD, *weights, experts=ARCH.experts, activation=ARCH.activation)
 
 
 def loss(x_BTD, *weights):

@@ -19,10 +19,11 @@ from cipo_jax.config import Config, Lora, NoAdapter
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, distributed, make_mesh
 from cipo_jax.model import adapter
 from cipo_jax.model.adapter import Adapter, adapt
+from cipo_jax.model.decoding import layer_of
 from cipo_jax.model.head import token_logprobs
 from cipo_jax.model.linear import Adapted, merged
 from cipo_jax.model.presets import PRESETS
-from cipo_jax.model.transformer import hidden_states, unstack
+from cipo_jax.model.transformer import hidden_states
 from cipo_jax.records import PromptBatch
 from cipo_jax.rollout.sample import sample
 from cipo_jax.update import policy
@@ -278,12 +279,12 @@ def test_a_new_adapter_changes_nothing(params):
     assert np.abs(score(adapt(params, drawn_adapter(), LORA), token_BT) - plain).max() > 0.1
 
 
-def test_unstacking_merges(params):
+def test_a_layer_for_decoding_is_merged(params):
     adapter_ = drawn_adapter()
     expected = merged_params(params, adapter_).blocks
-    layers = unstack(adapt(params, adapter_, LORA).blocks, jnp.float32)
-    assert len(layers) == ARCH.num_layers
-    for index, layer in enumerate(layers):
+    adapted = adapt(params, adapter_, LORA).blocks
+    for index in range(ARCH.num_layers):
+        layer = layer_of(adapted, index, dtype=jnp.dtype("float32"))
         jax.tree.map(
             lambda x, y, index=index: np.testing.assert_allclose(x, y[index], atol=1e-6),
             layer,
@@ -291,7 +292,7 @@ def test_unstacking_merges(params):
         )
     # A bfloat16 base is merged in float32, and rounded once.
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
-    (first, *_) = unstack(adapt(half, adapter_, LORA).blocks, jnp.bfloat16)
+    first = layer_of(adapt(half, adapter_, LORA).blocks, 0, dtype=jnp.dtype("bfloat16"))
     whole = merged_params(jax.tree.map(lambda x: x.astype(np.float32), half), adapter_)
     np.testing.assert_array_equal(first.up, whole.blocks.up[0].astype(jnp.bfloat16))
 

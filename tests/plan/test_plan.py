@@ -174,7 +174,7 @@ def test_a_run_compiles_the_programs_that_are_planned(tmp_path):
     said = re.findall(
         r"Compiling jit\((\w+)\) with global shapes and types \((.*?)\)\. Argument", ran.stderr
     )
-    names = {"read_prompts", "_layer", "cast", "complete", "step"}
+    names = {"read_prompts", "layer_of", "cast", "complete", "step"}
     compiled = {
         (name, tuple(re.findall(r"ShapedArray\(([^,)]*?\[[\d,]*\])", types)))
         for name, types in said

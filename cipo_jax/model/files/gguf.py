@@ -158,7 +158,7 @@ def load(
 
     def read(name: str) -> np.ndarray:
         tensor = tensor_of[name]
-        floats = gguf.dequantize(tensor.data, tensor.tensor_type)
+        floats: np.ndarray = gguf.dequantize(tensor.data, tensor.tensor_type)
         if arch.family == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
             return half_split(floats, arch.head_dim)
         return floats - arch.norm_offset if name.endswith("norm.weight") else floats
@@ -176,7 +176,8 @@ def stored_dtype(file: Path) -> str:
 
 def licence(file: Path) -> str | None:
     """The identifier of the model's licence, if the file states one."""
-    return value_of(open_file(file), "general.license")
+    identifier: str | None = value_of(open_file(file), "general.license")
+    return identifier
 
 
 def half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
-from cipo_jax.mesh.sharding import letters_of
+from cipo_jax.model.letters import filled
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, abstract
 
@@ -96,12 +95,13 @@ class Slot:
 
 def slots(layout: Layout, arch: Architecture) -> Iterator[Slot]:
     """Every tensor that a checkpoint of this architecture holds, those of a field together."""
-    letters = _field_letters(Params)
+    letters_of_field = fields_of(filled(Params, lambda _, letters: letters))
     for path, field in fields_of(abstract(arch)).items():
         name, axes = layout[path]
         num_stacked = name.count("{}")
-        sizes = tuple(zip(letters[path], field.shape, strict=True))
-        form = Form(axes, letters[path][num_stacked:], sizes)
+        letters = letters_of_field[path].split()
+        sizes = tuple(zip(letters, field.shape, strict=True))
+        form = Form(axes, tuple(letters[num_stacked:]), sizes)
         for index in np.ndindex(field.shape[:num_stacked]):
             yield Slot(name.format(*index), path, index, form)
 
@@ -145,19 +145,21 @@ def assemble(
         field = jnp.zeros(shapes[path], dtype, device=sharding)
         for slot in group:
             tensor = _on_devices(read(slot.name), slot.form, sharding)
-            field = _write(field, tensor, slot.index, form=slot.form, sharding=sharding)
+            field = write(field, tensor, slot.index, form=slot.form, sharding=sharding)
             # Or the host's pieces of many tensors would wait for their transfer at the same time.
             jax.block_until_ready(field)
             del tensor
         placed.append(field)
-    return jax.tree.structure(abstract(arch)).unflatten(placed)
+    params: Params = jax.tree.unflatten(jax.tree.structure(abstract(arch)), placed)
+    return params
 
 
 def _on_devices(tensor: np.ndarray, form: Form, field: Sharding | None) -> jax.Array:
     """A tensor of the file on the devices, one piece after the other."""
     sharding = form.file_sharding(field)
     if sharding is None:
-        return jax.device_put(tensor)
+        whole: jax.Array = jax.device_put(tensor)
+        return whole
     devices_of: dict[str, list[jax.Device]] = {}
     pieces = sharding.addressable_devices_indices_map(form.file_shape)
     for device, piece in pieces.items():
@@ -171,7 +173,7 @@ def _on_devices(tensor: np.ndarray, form: Form, field: Sharding | None) -> jax.A
 
 
 @partial(jax.jit, static_argnames=("form", "sharding"), donate_argnums=0)
-def _write(
+def write(
     field: jax.Array,
     tensor: jax.Array,
     index: tuple[jax.Array, ...],
@@ -181,7 +183,7 @@ def _write(
 ) -> jax.Array:
     """The field with one tensor of the file in its place; the field's memory is used again."""
     value = form.to_field(tensor).astype(field.dtype)
-    where = (*index, *(0,) * value.ndim)
+    where: list[jax.Array | int] = [*index, *[0] * value.ndim]
     field = jax.lax.dynamic_update_slice(field, value[(None,) * len(index)], where)
     return field if sharding is None else jax.lax.with_sharding_constraint(field, sharding)
 
@@ -235,15 +237,3 @@ def fields_of(params: Params) -> dict[str, Any]:
     """Path -> array of the fields that the architecture has, in tree order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _field_letters(record: type, prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """Path -> dimension letters of the annotated fields."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, hint in typing.get_type_hints(record).items():
-        letters = letters_of(hint)
-        if letters is not None:
-            found[prefix + name] = tuple(letters.split())
-        elif dataclasses.is_dataclass(hint):
-            found |= _field_letters(typing.cast(type, hint), f"{prefix}{name}.")
-    return found

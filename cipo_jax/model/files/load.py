@@ -67,7 +67,8 @@ def load_model(
     if isinstance(source, RandomModel):
 
         def init(key: PRNGKeyArray) -> Params:
-            return jax.tree.map(lambda x: x.astype(dtype), transformer.init(key, arch))
+            drawn: Params = jax.tree.map(lambda x: x.astype(dtype), transformer.init(key, arch))
+            return drawn
 
         return jax.jit(init, out_shardings=shardings)(jax.random.key(seed)), arch
     path = resolve(source.path)

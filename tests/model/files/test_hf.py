@@ -365,7 +365,7 @@ def test_a_tensor_is_written_in_place_by_the_devices_that_need_it(preset):
         file_place = slot.form.file_sharding(place)
         field = jax.ShapeDtypeStruct(fields[slot.path].shape, jnp.float32, sharding=place)
         tensor = jax.ShapeDtypeStruct(slot.form.file_shape, jnp.bfloat16, sharding=file_place)
-        program = layout._write.lower(field, tensor, slot.index, form=slot.form, sharding=place)
+        program = layout.write.lower(field, tensor, slot.index, form=slot.form, sharding=place)
         text = program.compile({"xla_backend_optimization_level": 0}).as_text()
         assert "input_output_alias={ {}: (0, {}" in text
         assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", text), slot
