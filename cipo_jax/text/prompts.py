@@ -19,6 +19,7 @@ from cipo_jax.config import Prompts
 from cipo_jax.records import PromptBatch
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.text.chat import markers
+from cipo_jax.verify.thinking import without_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -125,10 +126,7 @@ class Renderer:
         text = self._tokenizer.decode(
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-        # A template may have opened the block in the prompt, and the length limit may have left it
-        # open at the end.
-        return text.rpartition("</think>")[2].partition("<think>")[0].strip()
+        return without_thinking(text).strip()
 
     def is_retokenized(self, token_ids: Sequence[int]) -> bool:
         """Whether the text of a completion, read again, is other tokens than were sampled.

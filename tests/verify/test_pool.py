@@ -319,8 +319,7 @@ def test_nothing_is_left_after_close() -> None:
         "pool = VerifierPool(Verify(workers=2))\n"
         "pool.submit('```\\nprint(1)\\n```', StdioReference(cases=(('', '1'),))).result()\n"
         "pool.close(); pool.close()\n"
-        "sys.path.insert(0, 'tests')\n"
-        "from test_verify_pool import family\n"
+        "from tests.verify.test_pool import family\n"
         "print(family(os.getpid()), len(os.listdir('/proc/self/fd')))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
