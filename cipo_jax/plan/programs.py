@@ -28,8 +28,8 @@ from cipo_jax.model.transformer import Params
 from cipo_jax.plan.flops import LoopTrips, run_once
 from cipo_jax.rollout import sample
 from cipo_jax.rollout.judged import Shape
+from cipo_jax.rollout.padding import pad_prompts
 from cipo_jax.run.iteration import base_shape, correction_shape
-from cipo_jax.text.prompts import pad_prompts
 from cipo_jax.update import policy
 from cipo_jax.update.scorer import make_scorer
 from cipo_jax.update.train_step import TrainState, abstract_state, make_train_step
