@@ -57,9 +57,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.largest:
         console.print(_largest(plan))
     console.print(_estimate(plan))
-    for name in sorted({name for p in plan.programs for name in p.call.compiled.uncounted}):
+    for name in sorted({name for p in plan.programs for name in p.call.compiled.count.uncounted}):
         console.print(f"note: the operations of the kernel {name} are not counted: it states none.")
-    if any(p.call.compiled.unknown_loops for p in plan.programs):
+    if any(p.call.compiled.movement.unknown_loops for p in plan.programs):
         console.print("note: loops of unknown length were counted as running once.")
     console.print("Settings that decide about memory:")
     for name, values in settings(plan.cfg).items():
@@ -151,15 +151,15 @@ def _work(plan: Plan) -> Table:
         _column(table, name)
     for p in plan.programs:
         runs, compiled = p.call.per_step * p.call.at_once, p.call.compiled
-        if compiled.memory is None or (not compiled.flops and p.seconds < 0.01 * plan.step_s):
+        if compiled.memory is None or (not compiled.count.flops and p.seconds < 0.01 * plan.step_s):
             continue  # taking layers apart
-        sent = sum(c.sent_bytes for c in compiled.collectives)
+        moved = compiled.movement
         table.add_row(
             p.call.label,
             str(runs),
-            f"{runs * compiled.flops:.2e}",
-            f"{runs * compiled.traffic_bytes / 1e9:,.1f}",
-            f"{runs * sent / 1e9:,.1f}",
+            f"{runs * compiled.count.flops:.2e}",
+            f"{runs * moved.traffic_bytes / 1e9:,.1f}",
+            f"{runs * moved.sent_bytes / 1e9:,.1f}",
             f"{runs * p.work.compute_s:.2f}",
             f"{runs * p.work.memory_s:.2f}",
             f"{runs * p.work.link_s:.2f}",
@@ -173,7 +173,7 @@ def _collectives(plan: Plan) -> Table:
     for name in ("program", "kind", "devices", "MB each", "in the text", "runs", "sent, GB/device"):
         _column(table, name)
     for p in _distinct(plan.programs):
-        for c in p.call.compiled.collectives:
+        for c in p.call.compiled.movement.collectives:
             if c.sent_bytes < 1e6:
                 continue
             table.add_row(

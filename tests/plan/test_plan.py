@@ -21,7 +21,7 @@ import pytest
 from cipo_jax import cli, plan
 from cipo_jax.config import configfile
 from cipo_jax.mesh.sharding import make_mesh
-from cipo_jax.plan import cycle, devices, flops, hardware, programs, search
+from cipo_jax.plan import cycle, devices, flops, hardware, movement, programs, search
 from cipo_jax.plan.compile import Compiled, Memory
 from cipo_jax.plan.cycle import Call
 from cipo_jax.plan.worker import planned_architecture
@@ -85,8 +85,8 @@ def call(name, *, arguments=0, results=0, peak=0, refused=None, **options):
         temporaries=0, peak=peak,
     )  # fmt: skip
     compiled = Compiled(
-        memory=None if refused else memory, refused_bytes=refused, flops=0, uncounted=(),
-        traffic_bytes=0, collectives=(), kernels=(), unknown_loops=0, compile_cpu_s=0,
+        memory=None if refused else memory, refused_bytes=refused, compile_cpu_s=0,
+        count=flops.Count(flops=0, uncounted=()), movement=movement.NOTHING,
     )  # fmt: skip
     defaults = {"phase": "sample", "at_once": 1, "per_step": 1, "makes": None, "frees": ()}
     return Call(name=name, compiled=compiled, **{**defaults, **options})
@@ -322,9 +322,9 @@ def test_a_plan_for_chips_that_are_not_there(made):
         memory = planned.call.compiled.memory
         assert memory.peak >= memory.arguments + memory.results
         assert planned.moment.total > sum(made.resident.values())
-        assert planned.call.compiled.unknown_loops == 0
+        assert planned.call.compiled.movement.unknown_loops == 0
     trained = {p.call.label: p for p in made.programs}["train: train step"]
-    kinds = {c.kind for c in trained.call.compiled.collectives}
+    kinds = {c.kind for c in trained.call.compiled.movement.collectives}
     assert kinds & {"all-reduce", "reduce-scatter"}
     assert "all-gather" in kinds
     # AdamW has two moments for each weight, and the KL penalty a copy of the weights.
