@@ -37,7 +37,7 @@ from cipo_jax.rollout.judged import Engine
 from cipo_jax.tasks import benchmarks
 from cipo_jax.tasks.benchmarks import Benchmark, Loaded
 from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
 from cipo_jax.update import policy
 from cipo_jax.verify.judge import open_judge
 
@@ -109,6 +109,7 @@ def _subject(
     prompts: Prompts,
 ) -> Subject:
     tokenizer = load_tokenizer(source)
+    check_fits(tokenizer, arch)
     return Subject(
         name=target if step is None else f"{target} step {step}",
         step=step,

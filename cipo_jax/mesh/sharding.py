@@ -167,6 +167,17 @@ def num_row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in ROW_AXES)
 
 
+def check_divisible(cfg: config.Config, mesh: Mesh) -> None:
+    """Raises ValueError if the batch does not divide over the devices."""
+    shards = num_row_shards(mesh)
+    rows = cfg.train.rows_per_microbatch
+    if rows % shards:
+        raise ValueError(
+            f"train.rows_per_microbatch is {rows}, which does not divide over data * fsdp * "
+            f"expert = {shards} devices: make it a multiple of {shards}, or choose another mesh."
+        )
+
+
 def distributed(record: Record, mesh: Mesh, rules: Rules) -> Record:
     """A record of host arrays as global arrays on the mesh. Every process has the arrays in whole,
     and copies from them the pieces of its own devices.

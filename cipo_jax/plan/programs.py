@@ -25,11 +25,11 @@ from cipo_jax.method.mix import abstract_batch, max_rows
 from cipo_jax.model.blockwise import most_pairs
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
-from cipo_jax.plan.flops import LoopTrips, run_once
+from cipo_jax.plan.loops import LoopTrips, run_once
 from cipo_jax.rollout import sample
 from cipo_jax.rollout.judged import Shape
+from cipo_jax.rollout.padding import pad_prompts
 from cipo_jax.run.iteration import base_shape, correction_shape
-from cipo_jax.text.prompts import pad_prompts
 from cipo_jax.update import policy
 from cipo_jax.update.scorer import make_scorer
 from cipo_jax.update.train_step import TrainState, abstract_state, make_train_step

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from cipo_jax.config import Config, ParityStop, atomic
 from cipo_jax.evaluate.heldout import evaluate
 from cipo_jax.mesh import processes
-from cipo_jax.mesh.sharding import ACTIVATION_RULES, distributed, make_mesh, num_row_shards
+from cipo_jax.mesh.sharding import ACTIVATION_RULES, check_divisible, distributed, make_mesh
 from cipo_jax.model.files.load import load_model
 from cipo_jax.model.transformer import Params
 from cipo_jax.records import Batch
@@ -40,8 +40,8 @@ from cipo_jax.run.rollout_rows import rollout_rows
 from cipo_jax.tasks import load as load_tasks
 from cipo_jax.tasks.problem import Problem, Tasks
 from cipo_jax.tasks.stream import ProblemStream
-from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.text.prompts import Renderer, longest_prompt
+from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
 from cipo_jax.update import policy
 from cipo_jax.update.checkpoint import Checkpoints
 from cipo_jax.update.metrics import UpdateMetrics
@@ -169,16 +169,10 @@ def _set_up(
     """Load the model, and make every program of the run."""
     tokenizer = load_tokenizer(cfg.model)
     params, arch = load_model(cfg.model, mesh, seed=cfg.seed, dtype=policy.base_dtype(cfg))
-    if len(tokenizer) > arch.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens and the model {arch.vocab_size}: they do "
-            "not belong together."
-        )
+    check_fits(tokenizer, arch)
     renderer = Renderer(tokenizer, cfg.prompts)
-    for problem in (*tasks.held_out, *tasks.train):
-        # Prompts that are too long raise now, and not at step 300.
-        renderer.base(problem)
-        renderer.correction(problem, "")
+    # Prompts that are too long raise now, and not at step 300.
+    longest_prompt(renderer, (*tasks.held_out, *tasks.train))
     trainable, frozen = policy.split(params, cfg, arch)
     setup = Setup(
         cfg=cfg,
@@ -347,17 +341,6 @@ def _digest(batch: Batch) -> int:
     for x in jax.tree.leaves(batch):
         digest = zlib.crc32(np.asarray(x).tobytes(), digest)
     return digest
-
-
-def check_divisible(cfg: Config, mesh: Mesh) -> None:
-    """Raises ValueError if the batch does not divide over the devices."""
-    shards = num_row_shards(mesh)
-    rows = cfg.train.rows_per_microbatch
-    if rows % shards:
-        raise ValueError(
-            f"train.rows_per_microbatch is {rows}, which does not divide over data * fsdp * "
-            f"expert = {shards} devices: make it a multiple of {shards}, or choose another mesh."
-        )
 
 
 def _divergence(step: int, iteration: Iteration, metrics: UpdateMetrics) -> str:

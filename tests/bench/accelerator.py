@@ -183,7 +183,7 @@ def main() -> None:
     print("| program | s | GFLOP | of the ceiling | GB at least | of the ceiling |")
     print("|---|---|---|---|---|---|")
     for name, taken in took.items():
-        flops = counted[name].flops
+        flops = counted[name].count.flops
         read, share = "", ""
         if name == "decode":
             floor = decoding_bytes(cfg, arch, mesh)

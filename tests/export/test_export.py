@@ -318,7 +318,7 @@ def test_without_torch_or_peft_the_card_says_so(run, tmp_path, monkeypatch, abse
 
 
 def test_a_check_that_does_not_fit_into_memory_is_not_made(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("cipo_jax.export.check._available_memory", lambda: 1000)
+    monkeypatch.setattr("cipo_jax.export.check.free_memory", lambda: 1000)
     check = export(str(base), tmp_path / "out").check
     assert isinstance(check, NotChecked)
     assert "GB of memory" in str(check)

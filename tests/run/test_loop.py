@@ -333,8 +333,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused() -> None:
     """Eight devices, as tests/conftest.py makes them; the smoke config suits them, a change does
     not."""
     from cipo_jax.config import configfile
-    from cipo_jax.mesh.sharding import make_mesh
-    from cipo_jax.run.loop import check_divisible
+    from cipo_jax.mesh.sharding import check_divisible, make_mesh
 
     cfg = configfile.load(SMOKE)
     check_divisible(cfg, make_mesh(cfg.mesh))

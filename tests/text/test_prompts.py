@@ -5,13 +5,12 @@ import importlib.util
 import random
 import re
 
-import numpy as np
 import pytest
 from tokenizers import processors
 
 from cipo_jax.config import PretrainedModel, Prompts, RandomModel
 from cipo_jax.tasks import Problem
-from cipo_jax.text.prompts import MARKER, Renderer, pad_prompts
+from cipo_jax.text.prompts import MARKER, Renderer
 from cipo_jax.text.tokenizer import byte_tokenizer, load_tokenizer
 from cipo_jax.verify.verdict import NumberReference, StdioReference
 
@@ -299,22 +298,3 @@ def test_half_a_character_survives_a_correction(tokenizer):
     assert text.startswith("7")
     assert "😀" not in text
     assert text in tokenizer.decode(renderer.correction(PROBLEM, text))
-
-
-# --- padding ------------------------------------------------------------------------------------
-
-
-def test_pad_prompts():
-    batch = pad_prompts([[5, 6, 7], [8]], [3, 9], length=4, num_prompts=3)
-    np.testing.assert_array_equal(batch.token_QP, [[5, 6, 7, 0], [8, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(batch.length_Q, [3, 1, 0])
-    np.testing.assert_array_equal(batch.key_id_Q, [3, 9, 0])
-    assert {x.dtype for x in (batch.token_QP, batch.length_Q, batch.key_id_Q)} == {
-        np.dtype(np.int32)
-    }
-    with pytest.raises(ValueError, match=r"Prompt 1 has 5 tokens; .* from 1 to 4"):
-        pad_prompts([[1], [1] * 5], [0, 1], length=4, num_prompts=2)
-    with pytest.raises(ValueError, match="Prompt 0 has 0 tokens"):
-        pad_prompts([[]], [0], length=4, num_prompts=1)
-    with pytest.raises(ValueError, match="2 prompts don't fit into a batch of 1"):
-        pad_prompts([[1], [1]], [0, 1], length=4, num_prompts=1)
