@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TypeVar
 
 import jax
 from jax.sharding import Mesh
 
 from cipo_jax.config import Config, Lora
-from cipo_jax.mesh.sharding import PARAM_RULES, shardings_of
+from cipo_jax.mesh.sharding import PARAM_RULES, abstract_on
 from cipo_jax.model import adapter, transformer
 from cipo_jax.model.adapter import Adapter
 from cipo_jax.model.files.load import load_architecture, load_model
@@ -92,7 +91,7 @@ def abstract_frozen(cfg: Config, arch: Architecture, mesh: Mesh) -> Params | Non
         params = jax.eval_shape(
             partial(transformer.read_only, compute_dtype=cfg.train.compute_dtype), params
         )
-    return _laid_out(params, mesh)
+    return abstract_on(params, mesh, PARAM_RULES)
 
 
 def restore_weights(
@@ -119,15 +118,4 @@ def restore_trainable(
 ) -> tuple[Trainable, int]:
     """What a run trained, without what it kept frozen; else as `restore_weights`."""
     trainable = abstract_trainable(cfg, load_architecture(cfg.model))
-    return restore_params(checkpoints, _laid_out(trainable, mesh), step=step)
-
-
-Tree = TypeVar("Tree", bound=Trainable)
-
-
-def _laid_out(abstract: Tree, mesh: Mesh) -> Tree:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        abstract,
-        shardings_of(abstract, mesh, PARAM_RULES),
-    )
+    return restore_params(checkpoints, abstract_on(trainable, mesh, PARAM_RULES), step=step)

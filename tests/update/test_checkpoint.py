@@ -15,7 +15,7 @@ import pytest
 
 from cipo_jax import config
 from cipo_jax.config import Config
-from cipo_jax.mesh.sharding import PARAM_RULES, make_mesh, shardings_of
+from cipo_jax.mesh.sharding import PARAM_RULES, abstract_on, make_mesh
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import abstract, init
 from cipo_jax.update.checkpoint import Checkpoints, DamagedError, _checksums, restore_params
@@ -121,13 +121,7 @@ def test_onto_another_mesh(folder):
 
 def test_parameters_alone(folder):
     saved(folder, steps=(1, 2))
-    mesh = mesh_of(2, 2, 2)
-    params = abstract(PRESETS["tiny-llama"])
-    wanted = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        params,
-        shardings_of(params, mesh, PARAM_RULES),
-    )
+    wanted = abstract_on(abstract(PRESETS["tiny-llama"]), mesh_of(2, 2, 2), PARAM_RULES)
     for step in (1, 2, None):
         restored, found = restore_params(folder, wanted, step=step)
         assert found == (step or 2)
