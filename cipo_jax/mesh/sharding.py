@@ -249,7 +249,7 @@ def letters_of(annotation: Any) -> str | None:
     annotation has none.
     """
     for candidate in (annotation, *typing.get_args(annotation)):
-        letters = getattr(candidate, "dim_str", None)
+        letters: str | None = getattr(candidate, "dim_str", None)
         if letters is not None:
             return letters
     return None

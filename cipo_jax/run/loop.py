@@ -243,7 +243,7 @@ def _step(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -
     cfg = setup.cfg
     start = time.perf_counter()
     cursor = state.stream.state()
-    weights = policy.weights(state.train.params, setup.frozen, cfg)
+    weights = policy.params(state.train.params, setup.frozen, cfg)
     iteration = _sample(setup, weights, state, step)
     processes.agree(f"the batch of step {step + 1}", _digest(iteration.batch))
     batch = distributed(iteration.batch, setup.engine.mesh, ACTIVATION_RULES)
@@ -311,7 +311,7 @@ def _look_into_parity(
 ) -> None:
     """Store the evidence, and warn or end the run."""
     cfg = setup.cfg
-    weights = policy.weights(train_state.params, setup.frozen, cfg)
+    weights = policy.params(train_state.params, setup.frozen, cfg)
     scores = parity.Scores(
         rescored_BT=processes.whole(setup.scorer(weights, batch)),
         float32_BT=processes.whole(setup.float32_scorer(weights, batch)),
@@ -404,7 +404,7 @@ def _evaluate(setup: Setup, state: RunState, step: int, folder: Path, log: RunLo
     start = time.perf_counter()
     # The same random numbers at every step, so that a difference is the policy's.
     key = jax.random.key(setup.cfg.seed)
-    weights = policy.weights(state.train.params, setup.frozen, setup.cfg)
+    weights = policy.params(state.train.params, setup.frozen, setup.cfg)
     found = evaluate(setup.engine, weights, setup.held_out, key, setup.cfg)
     evaluations.append({"step": step, "seconds": time.perf_counter() - start, **found})
     if not processes.is_first():

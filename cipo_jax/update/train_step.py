@@ -194,7 +194,7 @@ def _accumulate(
     reference = policy.reference(frozen, cfg) if cfg.kl.is_in_loss else None
 
     def loss(trainable: Trainable, rows: Batch) -> tuple[Array, _Found]:
-        params = policy.weights(trainable, frozen, cfg)
+        params = policy.params(trainable, frozen, cfg)
         logprob_BT, entropy_BT = row_logprobs(params, rows, cfg=cfg, arch=arch)
         reference_logprob_BT = None
         if reference is not None:

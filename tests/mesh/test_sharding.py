@@ -100,8 +100,8 @@ def dump() -> str:
 
 
 def test_shardings_of_every_preset():
-    """To regenerate: python -c "from tests import conftest, test_sharding as t;
-    t.GOLDEN.write_text(t.dump())". Legitimate when a rule or a preset changes on purpose: read the
+    """To regenerate: python -c "from tests import conftest; from tests.mesh.test_sharding import *;
+    GOLDEN.write_text(dump())". Legitimate when a rule or a preset changes on purpose: read the
     difference, for one line that is replicated can be gigabytes on every device."""
     assert dump() == GOLDEN.read_text()
 
