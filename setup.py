@@ -1,4 +1,4 @@
-"""Packaging. The dependencies are in requirements.txt, the settings of the tools in pyproject.toml."""
+"""Packaging. The dependencies are in requirements.txt, the tools' settings in pyproject.toml."""
 
 from pathlib import Path
 

@@ -92,7 +92,7 @@ def open_subject(
     if step == 0:
         params, arch = load_model(cfg.model, mesh, seed=cfg.seed)
     else:
-        params, arch, step = policy.restore_weights(
+        params, arch, step = policy.restore_params(
             cfg, mesh, Path(target) / "checkpoints", step=step
         )
     rendered = dataclasses.replace(cfg.prompts, **prompts or {})

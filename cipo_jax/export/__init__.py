@@ -107,7 +107,7 @@ def _export_policy(
     if isinstance(cfg.adapter, Lora):
         # In float32, to be merged in it and rounded once.
         frozen, _ = load_model(cfg.model, seed=cfg.seed)
-    params = adapter.merge(policy.weights(trainable, frozen, cfg), jnp.dtype(dtype))
+    params = adapter.merge(policy.params(trainable, frozen, cfg), jnp.dtype(dtype))
     del trainable, frozen  # as large as the model
     with _renamed_at_the_end(out) as folder:
         check = _write_model(params, arch, cfg.model, folder, has_check)

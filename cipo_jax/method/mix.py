@@ -149,11 +149,10 @@ def mix(
             f"The batch needs {len(rows)} rows of {train.row_tokens} tokens, but has {max_rows}: "
             "take max_rows from the configuration that the rollouts were sampled with."
         )
-    arrays: dict[str, np.ndarray] = {
-        name: np.zeros((max_rows, train.row_tokens), dtype) for name, dtype in _DTYPES.items()
-    }
+    batch = Batch.empty(max_rows, train.row_tokens)
     for b, units in enumerate(rows):
-        _lay_out({name: array_BT[b] for name, array_BT in arrays.items()}, units, token_weight)
+        row = {name: np.asarray(array_BT)[b] for name, array_BT in batch.per_token().items()}
+        _lay_out(row, units, token_weight)
     places = Places(
         spans=[
             (unit.index, g, b, here)
@@ -167,14 +166,8 @@ def mix(
             max((len(c.token_C) for group in groups for c in group.completions), default=0),
         ),
     )
-    arrays["advantage"] = places.laid(
-        [group.advantage_G for group in groups], (max_rows, train.row_tokens)
-    )
-    batch = Batch(
-        **{f"{name}_BT": array_BT for name, array_BT in arrays.items()},
-        num_rows=np.asarray(len(rows), np.int32),
-    )
-    return Mixed(batch=batch, places=places)
+    mixed = Mixed(batch=replace(batch, num_rows=np.asarray(len(rows), np.int32)), places=places)
+    return replace(mixed, batch=mixed.credited([group.advantage_G for group in groups]))
 
 
 def max_rows(cfg: Config) -> int:
@@ -219,15 +212,8 @@ def max_rows(cfg: Config) -> int:
 
 def abstract_batch(cfg: Config) -> Batch:
     """The batch of `mix` as `jax.ShapeDtypeStruct`s: what the train step is compiled for."""
-    shape = (max_rows(cfg), cfg.train.row_tokens)
-    scored = {"old_logprob": np.float32} if cfg.has_old_logprob else {}
-    return Batch(
-        **{
-            f"{name}_BT": jax.ShapeDtypeStruct(shape, dtype)
-            for name, dtype in (_DTYPES | scored).items()
-        },
-        num_rows=jax.ShapeDtypeStruct((), np.int32),
-    )
+    batch = Batch.empty(max_rows(cfg), cfg.train.row_tokens, has_old_logprob=cfg.has_old_logprob)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
 
 def packing(batch: Batch) -> Packing:
@@ -354,20 +340,6 @@ def _first_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]
     return bins
 
 
-_DTYPES: dict[str, type] = {
-    "token": np.int32,
-    "position": np.int32,
-    "segment": np.int32,
-    "prefix": np.int32,
-    "predecessor": np.int32,
-    "is_target": np.bool_,
-    "sampler_logprob": np.float32,
-    "advantage": np.float32,
-    "weight": np.float32,
-    "stream": np.int32,
-}
-
-
 def _placed(
     units: Sequence[_Unit],
 ) -> Iterator[tuple[_Unit, slice, list[tuple[int, slice]]]]:
@@ -385,32 +357,32 @@ def _placed(
 
 
 def _lay_out(row: dict[str, np.ndarray], units: Sequence[_Unit], token_weight: _Weights) -> None:
-    """Write units into the arrays [T] of one row."""
+    """Write units into the arrays [T] of one row, each under the name of its field."""
     segment = 0
     for unit, prompt, completions in _placed(units):
         group = unit.group
         prompt_length = len(group.prompt_P)
         segment += 1
         prompt_segment = segment
-        row["token"][prompt] = group.prompt_P
-        row["position"][prompt] = np.arange(prompt_length)
-        row["segment"][prompt] = prompt_segment
-        row["prefix"][prompt] = prompt_segment
-        row["predecessor"][prompt] = np.arange(prompt.start - 1, prompt.stop - 1)
-        row["predecessor"][prompt.start] = 0  # nothing predicts a prompt's first token
-        row["stream"][prompt] = group.stream
+        row["token_BT"][prompt] = group.prompt_P
+        row["position_BT"][prompt] = np.arange(prompt_length)
+        row["segment_BT"][prompt] = prompt_segment
+        row["prefix_BT"][prompt] = prompt_segment
+        row["predecessor_BT"][prompt] = np.arange(prompt.start - 1, prompt.stop - 1)
+        row["predecessor_BT"][prompt.start] = 0  # nothing predicts a prompt's first token
+        row["stream_BT"][prompt] = group.stream
 
         for g, here in completions:
             completion = group.completions[g]
             length = len(completion.token_C)
             segment += 1
-            row["token"][here] = completion.token_C
-            row["position"][here] = np.arange(prompt_length, prompt_length + length)
-            row["segment"][here] = segment
-            row["prefix"][here] = prompt_segment
-            row["predecessor"][here] = np.arange(here.start - 1, here.stop - 1)
-            row["predecessor"][here.start] = prompt.stop - 1
-            row["is_target"][here] = True
-            row["sampler_logprob"][here] = completion.logprob_C
-            row["weight"][here] = token_weight(group.stream, length)
-            row["stream"][here] = group.stream
+            row["token_BT"][here] = completion.token_C
+            row["position_BT"][here] = np.arange(prompt_length, prompt_length + length)
+            row["segment_BT"][here] = segment
+            row["prefix_BT"][here] = prompt_segment
+            row["predecessor_BT"][here] = np.arange(here.start - 1, here.stop - 1)
+            row["predecessor_BT"][here.start] = prompt.stop - 1
+            row["is_target_BT"][here] = True
+            row["sampler_logprob_BT"][here] = completion.logprob_C
+            row["weight_BT"][here] = token_weight(group.stream, length)
+            row["stream_BT"][here] = group.stream

@@ -111,7 +111,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def called(i: Instruction) -> list[str]:
-    """Computations that an instruction runs, by name, without the scalar functions of reductions."""
+    """Names of the computations that an instruction runs, without the functions of reductions."""
     names = [
         i.attribute(key)
         for key in ("calls", "body", "condition", "true_computation", "false_computation")

@@ -95,7 +95,7 @@ def programs(
     """
     state = abstract_state(cfg, arch, mesh)
     frozen = policy.abstract_frozen(cfg, arch, mesh)
-    weights = policy.weights(state.params, frozen, cfg)
+    weights = policy.params(state.params, frozen, cfg)
     sampler = partial(_sampler_call, weights, cfg=cfg, arch=arch, mesh=mesh)
 
     def wanted(phase: Phase) -> bool:

@@ -229,7 +229,7 @@ def _step(setup: Setup, state: RunState, step: int) -> RunState:
     """Step `step` of the run, from 1: both streams, the updates on them, their place in the log."""
     cfg = setup.cfg
     start = time.perf_counter()
-    params = policy.weights(state.train.params, setup.frozen, cfg)
+    params = policy.params(state.train.params, setup.frozen, cfg)
     iteration = _sample(setup, params, state, step)
     batch = iteration.credit.batch
     processes.agree(f"the batch of step {step}", _digest(batch))
@@ -289,7 +289,7 @@ def _look_into_parity(
     metrics: UpdateMetrics,
 ) -> None:
     """Score and sample the batch again, store the evidence, and warn or end the run."""
-    params = policy.weights(train_state.params, setup.frozen, setup.cfg)
+    params = policy.params(train_state.params, setup.frozen, setup.cfg)
     evidence = parity.Evidence(
         batch=processes.whole(batch),
         rescored_BT=processes.whole(setup.scorer(params, batch)),
@@ -375,7 +375,7 @@ def _evaluate(setup: Setup, state: RunState, done: int) -> None:
     start = time.perf_counter()
     # The same random numbers at every step, so that a difference is the policy's.
     key = jax.random.key(setup.cfg.seed)
-    params = policy.weights(state.train.params, setup.frozen, setup.cfg)
+    params = policy.params(state.train.params, setup.frozen, setup.cfg)
     found = evaluate(setup.engine, params, setup.held_out, key, setup.cfg)
     evaluations.append({"step": done, "seconds": time.perf_counter() - start, **found})
     if processes.is_first():

@@ -261,11 +261,5 @@ def split_of_bundle(path: Path) -> Split:
 
 def _used_rows(batch: Batch) -> Batch:
     num_rows = int(batch.num_rows)
-    return dataclasses.replace(
-        batch,
-        **{
-            name: np.asarray(getattr(batch, name))[:num_rows]
-            for name in batch.__dataclass_fields__
-            if name.endswith("_BT") and getattr(batch, name) is not None
-        },
-    )
+    used = {name: np.asarray(x_BT)[:num_rows] for name, x_BT in batch.per_token().items()}
+    return dataclasses.replace(batch, **used)

@@ -24,7 +24,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
 from cipo_jax.config import Config, ParityMask
-from cipo_jax.mesh.sharding import PARAM_RULES, batch_shardings, num_row_shards, shardings_of
+from cipo_jax.mesh.sharding import (
+    PARAM_RULES,
+    batch_shardings,
+    num_row_shards,
+    shardings_of,
+    with_shardings,
+)
 from cipo_jax.method import gaps
 from cipo_jax.method.gaps import Gaps
 from cipo_jax.method.losses import Sums, joint_loss, policy_loss
@@ -79,11 +85,7 @@ def abstract_state(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainState:
     params = policy.abstract_trainable(cfg, arch)
     opt_state = jax.eval_shape(partial(_init_opt_state, cfg=cfg), params)
     state = TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32))
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        state,
-        state_shardings(state, mesh),
-    )
+    return with_shardings(state, state_shardings(state, mesh))
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
@@ -194,7 +196,7 @@ def _accumulate(
     reference = policy.reference(frozen, cfg) if cfg.kl.is_in_loss else None
 
     def loss(trainable: Trainable, rows: Batch) -> tuple[Array, _Found]:
-        params = policy.weights(trainable, frozen, cfg)
+        params = policy.params(trainable, frozen, cfg)
         logprob_BT, entropy_BT = row_logprobs(params, rows, cfg=cfg, arch=arch)
         reference_logprob_BT = None
         if reference is not None:

@@ -123,7 +123,7 @@ def test_the_merged_model_is_the_policy(run, merged, base):
     for untouched in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.bias"):
         np.testing.assert_array_equal(saved[untouched], before[untouched])
 
-    weights, arch, step = policy.restore_weights(
+    weights, arch, step = policy.restore_params(
         cfg, make_mesh(config.MeshShape()), run / "checkpoints"
     )
     assert step == 2

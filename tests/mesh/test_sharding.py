@@ -31,7 +31,7 @@ from cipo_jax.mesh.sharding import (
 )
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.presets import PRESETS
-from cipo_jax.model.transformer import Params, abstract
+from cipo_jax.model.transformer import abstract
 from cipo_jax.records import Rollouts
 
 GOLDEN = Path(__file__).parent / "golden" / "shardings.txt"
@@ -104,8 +104,8 @@ def dump() -> str:
 
 
 def test_shardings_of_every_preset():
-    """To regenerate: python -c "from tests import conftest, test_sharding as t;
-    t.GOLDEN.write_text(t.dump())". Legitimate when a rule or a preset changes on purpose: read the
+    """To regenerate: python -c "from tests import conftest; from tests.mesh.test_sharding import *;
+    GOLDEN.write_text(dump())". Legitimate when a rule or a preset changes on purpose: read the
     difference, for one line that is replicated can be gigabytes on every device."""
     assert dump() == GOLDEN.read_text()
 
@@ -244,12 +244,17 @@ def test_batch_and_rollouts(mesh):
     batch = batch_shardings(mesh)
     assert batch.token_BT.spec == P(("data", "fsdp", "expert"), None)
     assert batch.num_rows.spec == P()
-    rollouts = shardings_of(Rollouts, mesh, ACTIVATION_RULES)
-    assert rollouts.logprob_QGC.spec == P(("data", "fsdp", "expert"), None, None)
+    # A batch that was scored before its first update has one array more.
+    assert batch.old_logprob_BT.spec == batch.token_BT.spec
+    shape = (8, 2, 16)
+    rollouts = Rollouts(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape[:2]))
+    shardings = shardings_of(rollouts, mesh, ACTIVATION_RULES)
+    assert shardings.logprob_QGC.spec == P(("data", "fsdp", "expert"), None, None)
 
 
-def test_a_class_has_all_fields_and_no_shapes(mesh):
-    shardings = shardings_of(Params, mesh, PARAM_RULES)
+def test_fields_that_only_some_models_have(mesh):
+    arch = dataclasses.replace(PRESETS["tiny-qwen3"], is_tied=False)
+    shardings = shardings_of(abstract(arch), mesh, PARAM_RULES)
     assert shardings.head.spec == P("fsdp", "tensor")
     assert shardings.blocks.q_norm.spec == P(None, None)
 
@@ -277,12 +282,12 @@ class Outer:
     [
         (Odd(jnp.ones((4, 4))), r"w: D and D of 'D D' both lie along the mesh axis fsdp"),
         (Outer(Unknown(jnp.ones((4, 4)))), r"inner.w: no sharding rule for the letter Z"),
-        (Unknown, "w: no sharding rule for the letter Z"),
+        (Unknown(jnp.ones((4, 4))), "^w: no sharding rule for the letter Z"),
         (Odd(jnp.ones(4)), r"w has shape \(4,\), but its letters are 'D D'"),
         ({"a": [jnp.ones(4)]}, r"\['a'\]\[0\] has shape \(4,\) but no letters"),
-        ((Params, "text"), r"\[1\] is 'text', which is not an array"),
+        ((jnp.ones(()), "text"), r"\[1\] is 'text', which is not an array"),
     ],
-    ids=["axis-twice", "no-rule", "no-rule-in-class", "rank", "no-letters", "no-array"],
+    ids=["axis-twice", "no-rule-inside", "no-rule", "rank", "no-letters", "no-array"],
 )
 def test_what_cannot_be_sharded(tree, message, mesh):
     with pytest.raises(ValueError, match=message):

@@ -58,19 +58,12 @@ CORRECTIONS = {
 def row_of(*, segment, logprob, old=None, sampler=None, advantage, is_target=None) -> tuple:
     """Log-probs and a batch of one row; every token is a target where nothing else is said."""
     shape = np.shape([segment])
-    zeros, ones = np.zeros(shape, np.int32), np.ones(shape, bool)
-    sampler = old if sampler is None else sampler
-    batch = Batch(
-        token_BT=zeros,
-        position_BT=zeros,
+    batch = Batch.empty(*shape).replace(
         segment_BT=np.array([segment], np.int32),
-        prefix_BT=zeros,
-        predecessor_BT=zeros,
-        is_target_BT=ones if is_target is None else np.array([is_target]),
-        sampler_logprob_BT=np.array([sampler], np.float32),
+        is_target_BT=np.ones(shape, bool) if is_target is None else np.array([is_target]),
+        sampler_logprob_BT=np.array([old if sampler is None else sampler], np.float32),
         advantage_BT=np.array([advantage], np.float32),
         weight_BT=np.ones(shape, np.float32),
-        stream_BT=zeros,
         num_rows=np.int32(1),
         old_logprob_BT=None if old is None else np.array([old], np.float32),
     )
