@@ -108,14 +108,14 @@ def architecture(file: Path) -> Architecture:
         )
     special: dict[str, Any] = {}
     if family == "gemma3_text":
-        # What a file does not state is fixed by the format's own reader for this architecture.
+        # Where the file is silent, the format's own reader fixes these for this architecture.
         nth = value("attention.sliding_window_pattern") or 6
         special["sliding"] = SlidingLayers(
             is_sliding=every_nth_sees_all(num_layers, nth),
             window=stated("attention.sliding_window"),
             rope_theta=_decimal(value("rope.freq_base_swa") or 10_000.0),
         )
-        if num_layers == 62:  # that of 27B, whose scores have another scale
+        if num_layers == 62:  # the 27B model, whose scores have another scale
             special["query_pre_attn_scalar"] = width // num_heads
     if family == "qwen3_moe":
         special["experts"] = Experts(
@@ -151,7 +151,7 @@ def load(
 ) -> Params:
     """Parameters from the file, expanded to floats one tensor at a time.
 
-    Args and errors as `hf.load`.
+    Arguments and errors are those of `hf.load`.
     """
     reader = open_file(file)
     tensor_of = {tensor.name: tensor for tensor in reader.tensors}
@@ -169,7 +169,7 @@ def load(
 
 
 def stored_dtype(file: Path) -> str:
-    """Of the embedding: bfloat16 or float16, or float32, which quantised weights expand to."""
+    """The embedding's: bfloat16, float16, or float32, which quantised weights expand to."""
     (kind,) = (t.tensor_type for t in open_file(file).tensors if t.name == LAYOUT["embed"][0])
     return {"BF16": "bfloat16", "F16": "float16"}.get(kind.name, "float32")
 
@@ -203,7 +203,7 @@ def _parsed(file: Path, changed_ns: int) -> gguf.GGUFReader:
 
 
 def value_of(reader: gguf.GGUFReader, key: str) -> Any:
-    """What the metadata says of a key; None if nothing."""
+    """The value of a key in the metadata; None if it is not there."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
 
