@@ -87,16 +87,6 @@ def architecture(file: Path) -> Architecture:
     def stated(key: str) -> Any:
         return stated_in(reader, f"{kind}.{key}", file)
 
-    shapes = _shapes(reader)
-    scaling = value("rope.scaling.type")
-    rope_scaling = None
-    if scaling == "linear" and "rope_freqs.weight" not in shapes:
-        rope_scaling = LinearRopeScaling(factor=_decimal(stated("rope.scaling.factor")))
-    elif scaling not in (None, "none") or "rope_freqs.weight" in shapes:
-        raise ValueError(
-            f"{file} scales its rotary frequencies ({scaling or 'rope_freqs.weight'}), in a form "
-            "that does not tell the constants. Load the same model from safetensors."
-        )
     num_layers, width = stated("block_count"), stated("embedding_length")
     num_heads = stated("attention.head_count")
     # Without a key_length the heads share the width evenly, by definition of the format.
@@ -134,12 +124,26 @@ def architecture(file: Path) -> Architecture:
         head_dim=head_dim,
         mlp_dim=stated(mlp_dim),
         rope_theta=_decimal(stated("rope.freq_base")),
-        rope_scaling=rope_scaling,
+        rope_scaling=_rope_scaling(reader, kind, file),
         norm_eps=_decimal(stated("attention.layer_norm_rms_epsilon")),
-        is_tied=LAYOUT["head"][0] not in shapes,
+        is_tied=LAYOUT["head"][0] not in _shapes(reader),
         max_position=stated("context_length"),
         **special,
     )
+
+
+def _rope_scaling(reader: gguf.GGUFReader, kind: str, file: Path) -> LinearRopeScaling | None:
+    scaling = value_of(reader, f"{kind}.rope.scaling.type")
+    has_factors = "rope_freqs.weight" in _shapes(reader)
+    if scaling == "linear" and not has_factors:
+        factor = stated_in(reader, f"{kind}.rope.scaling.factor", file)
+        return LinearRopeScaling(factor=_decimal(factor))
+    if scaling not in (None, "none") or has_factors:
+        raise ValueError(
+            f"{file} scales its rotary frequencies ({scaling or 'rope_freqs.weight'}), in a form "
+            "that does not tell the constants. Load the same model from safetensors."
+        )
+    return None
 
 
 def load(
