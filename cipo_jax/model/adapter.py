@@ -102,7 +102,7 @@ def merge(params: Params, dtype: np.dtype) -> Params:
 
 
 def adapt(params: Params, adapter: Adapter, cfg: Lora) -> Params:
-    """The decoder with the adapter in it: what the forward pass and the sampler take.
+    """The decoder with the adapter in it, as the forward pass and the sampler take it.
 
     Nothing is computed and nothing copied: each adapted matrix becomes an `Adapted` that holds it.
     """

@@ -104,7 +104,7 @@ def blocks_of(
     index_JU = jnp.arange(num_blocks * length, dtype=jnp.int32).reshape(num_blocks, length)
 
     def occurring(id_JBU: jax.Array) -> Bool[jax.Array, "B J O"]:
-        """Which of O segment ids occur in a block; padding does not."""
+        """True where one of O segment ids occurs in a block; that of padding never does."""
         num_ids = num_blocks * length + 1
         block, row, _ = jnp.indices(id_JBU.shape, sparse=True)
         occurs_JBO = jnp.zeros((*id_JBU.shape[:2], num_ids), bool).at[block, row, id_JBU].set(True)

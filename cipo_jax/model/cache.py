@@ -1,7 +1,7 @@
-"""Keys and values of one layer while decoding: the prompts' and the samples' own.
+"""Keys and values of one layer while decoding: those of the prompts and those of the samples.
 
-Heads stand before time, and keys have their channels before time: so `decode_attention` reads both
-as they lie in memory. On a CPU keys in the order of the values take twice as long.
+Heads come before time, and the channels of keys too, so that `decode_attention` reads both in the
+order of memory. On a CPU, keys in the order of the values take twice as long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cipo_jax.model.presets import Architecture
 
 @flax.struct.dataclass
 class PromptCache:
-    """Of Q prompts, written once by the prefill and shared by all samples of a prompt."""
+    """Keys and values of Q prompts: written by the prefill, shared by the samples of a prompt."""
 
     k_QKHP: Float[jax.Array, "Q K H P"]
     v_QKPH: Float[jax.Array, "Q K P H"]
@@ -27,7 +27,7 @@ class PromptCache:
 
 @flax.struct.dataclass
 class CompletionCache:
-    """Of the Q * G completions so far. All are at the same step, so a step is one slice."""
+    """Keys and values of Q * G completions so far. All are at the same step: one slice per step."""
 
     k_QKGHC: Float[jax.Array, "Q K G H C"]
     v_QKGCH: Float[jax.Array, "Q K G C H"]

@@ -1,9 +1,9 @@
 """One decoder for all families: parameters as records, the forward pass as functions.
 
 A family is a set of constants (`presets.Architecture`). The training path scans over stacked
-layers; the decoding path (`sampler/`) walks over `unstack`ed ones. Both call the same `block`; they
-differ in the attention they pass to it. The head is in `logprobs.py`, layers of several experts are
-in `experts.py`.
+layers; the decoding path (`rollout/decode.py`) walks over single ones. Both call the same `block`;
+they differ in the attention that they pass to it. The head is in `head.py`, layers of several
+experts are in `experts.py`.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def abstract(arch: Architecture) -> Params:
 def read_only(params: Params, compute_dtype: DTypeLike) -> Params:
     """A copy of a model that is never updated: in bfloat16, half the memory and the same log-probs.
 
-    Matrices, biases and the embedding come in `compute_dtype`, which every product casts them to;
-    the scales of norms in float32, in which norms compute. No array is shared with `params`.
+    Matrices, biases and the embedding get `compute_dtype`, which every product casts them to; the
+    scales of norms stay in float32, in which norms compute. No array is shared with `params`.
     """
 
     def copied(path: Sequence[jax.tree_util.GetAttrKey], x: jax.Array) -> jax.Array:
@@ -174,7 +174,7 @@ def embed_scaled(x_BTD: jax.Array, arch: Architecture) -> jax.Array:
 
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, whatever the caller wants to keep: a cache, or None)."""
+"""(q_BTNH, k_BTKH, v_BTKH) -> (out_BTNH, something the caller keeps: a cache, or None)."""
 
 
 def block(
@@ -265,7 +265,7 @@ def hidden_states(
 ) -> Float[jax.Array, "B T D"]:
     """Hidden states of packed rows after the final norm, in `compute_dtype`.
 
-    What a token sees is described at `records.Batch`. The layers run in one `lax.scan`. Between
+    `records.Batch` says which tokens a token sees. The layers run in one `lax.scan`. Between
     forward and backward pass, "block" keeps only the stream between layers and recomputes the rest;
     "attention" keeps the output of attention too, "products" those of all products with weights.
     """
@@ -291,14 +291,14 @@ def hidden_states(
 
 
 def is_sliding_by_layer(arch: Architecture) -> Bool[jax.Array, " L"] | None:
-    """What a scan over layers takes along beside the weights; None where no layer has a window."""
+    """A flag per layer, for a scan over the weights; None where no layer has a window."""
     return None if arch.sliding is None else jnp.array(arch.sliding.is_sliding)
 
 
 def window_of(
     position_BT: Int32[Array, "B T"], is_sliding: Bool[jax.Array, ""] | None, arch: Architecture
 ) -> Window | None:
-    """The window of one layer of such a scan: beyond all positions where it does not slide."""
+    """The window of one layer of a scan; wider than all positions where it does not slide."""
     if arch.sliding is None or is_sliding is None:
         return None
     beyond = jnp.int32(arch.max_position)
