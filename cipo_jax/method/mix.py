@@ -213,7 +213,8 @@ def max_rows(cfg: Config) -> int:
 def abstract_batch(cfg: Config) -> Batch:
     """The batch of `mix` as `jax.ShapeDtypeStruct`s: what the train step is compiled for."""
     batch = Batch.empty(max_rows(cfg), cfg.train.row_tokens, has_old_logprob=cfg.has_old_logprob)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    abstract: Batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    return abstract
 
 
 def packing(batch: Batch) -> Packing:

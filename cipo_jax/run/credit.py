@@ -162,12 +162,13 @@ def _reward(judged: Judged, cfg: Config) -> Float[np.ndarray, "Q G"]:
     reward_QG = judged.reward_QG.astype(np.float64)
     if not isinstance(cfg.objective, Dapo):
         return reward_QG
-    return reward_QG - overlong_penalty(
+    penalty_QG = overlong_penalty(
         judged.length_QG,
         limit=cfg.sampling.max_new_tokens,
         share=cfg.objective.overlong_share,
         penalty=cfg.objective.overlong_penalty,
     )
+    return np.asarray(reward_QG - penalty_QG)
 
 
 def _divergence_from_reference(

@@ -299,7 +299,7 @@ def _choose_anchors(base: Judged, state: HostState, draws: Draws, cfg: Config) -
         np.array([p.key_id for p in base.prompted]),
         base.is_right_QG,
         base.is_valid_QG,
-        base.rollouts.is_finished_QG,
+        np.asarray(base.rollouts.is_finished_QG),
         num_anchors=cfg.num_anchors,
         ratio=state.controller.ratio,
         correction=cfg.correction,
@@ -406,7 +406,7 @@ def _right_attempts(base: Judged, step: int, draws: Draws, cfg: Config) -> list[
         np.array([p.key_id for p in base.prompted]),
         base.is_right_QG,
         base.is_valid_QG,
-        base.rollouts.is_finished_QG,
+        np.asarray(base.rollouts.is_finished_QG),
         drop_truncated=cfg.correction.drop_truncated_anchors,
         rng=draws.buffered(),
     )

@@ -292,8 +292,8 @@ def _look_into_parity(
     params = policy.params(train_state.params, setup.frozen, setup.cfg)
     evidence = parity.Evidence(
         batch=processes.whole(batch),
-        rescored_BT=processes.whole(setup.scorer(params, batch)),
-        float32_BT=processes.whole(setup.float32_scorer(params, batch)),
+        rescored_BT=np.asarray(processes.whole(setup.scorer(params, batch))),
+        float32_BT=np.asarray(processes.whole(setup.float32_scorer(params, batch))),
         resampled=_sample(setup, params, state, step).credit.batch,
         logged=parity.logged(metrics),
     )
@@ -333,7 +333,7 @@ def _in_float32(cfg: Config) -> Config:
 def _score(setup: Setup, params: Params, batch: Batch) -> np.ndarray:
     """Log-prob of each token of a batch of host arrays, on the host."""
     placed = distributed(batch, setup.engine.mesh, ACTIVATION_RULES)
-    return processes.whole(setup.scorer(params, placed))
+    return np.asarray(processes.whole(setup.scorer(params, placed)))
 
 
 def _digest(batch: Batch) -> int:

@@ -84,16 +84,18 @@ def abstract_state(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with shardings: what to restore or to compile for."""
     params = policy.abstract_trainable(cfg, arch)
     opt_state = jax.eval_shape(partial(_init_opt_state, cfg=cfg), params)
-    state = TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32))
+    step = jax.eval_shape(jnp.int32, 0)
+    state = TrainState(params, opt_state, step)
     return with_shardings(state, state_shardings(state, mesh))
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """The state with a NamedSharding in the place of each array."""
+    whole: Any = NamedSharding(mesh, PartitionSpec())
     return TrainState(
         params=shardings_of(state.params, mesh, PARAM_RULES),
         opt_state=opt_state_shardings(state.opt_state, state.params, mesh),
-        step=NamedSharding(mesh, PartitionSpec()),
+        step=whole,
     )
 
 
@@ -248,7 +250,8 @@ def _accumulate(
         num_masked=jnp.float32(0),
     )
     num_microbatches = -(-batch.num_rows // rows_per_microbatch)
-    return jax.lax.fori_loop(0, num_microbatches, add, nothing)
+    accumulated: Accumulated = jax.lax.fori_loop(0, num_microbatches, add, nothing)
+    return accumulated
 
 
 def _check_arguments(frozen: Params | None, batch: Batch, cfg: Config, mesh: Mesh) -> None:
