@@ -55,11 +55,12 @@ def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
     compute_dtype = given_flags(parsed, Train).get("compute_dtype")
     chosen = named(parsed.benchmarks)
     from cipo_jax.evaluate import suite
+    from cipo_jax.evaluate.subject import default_output, open_subject
     from cipo_jax.report import evaluation
 
     loaded = suite.load_all(chosen, parsed.data, settings.limit)
-    subject = suite.open_subject(parsed.model, step=parsed.step, prompts=prompts)
-    output = parsed.output or suite.default_output(parsed.model, subject)
+    subject = open_subject(parsed.model, step=parsed.step, prompts=prompts)
+    output = parsed.output or default_output(parsed.model, subject)
     print(f"results: {output}", flush=True)
     suite.evaluate(subject, chosen, loaded, output, settings, verify, compute_dtype=compute_dtype)
     page = evaluation.write(output, compare_to=parsed.compare_to)

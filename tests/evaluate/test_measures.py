@@ -91,12 +91,12 @@ def test_groups_of_votes_are_unbiased() -> None:
     answers = np.array(["7", "7", "8", "8", "9", "7"])
     exact = np.mean(
         [
-            majority_at_k([answers[list(s)]], [answers[list(s)] == "7"])[0]
+            majority_at_k([answers[list(s)].tolist()], [(answers[list(s)] == "7").tolist()])[0]
             for s in itertools.combinations(range(6), 3)
         ]
     )
-    orders = [rng.permutation(answers) for _ in range(2000)]
-    found = majority_at_k(orders, [order == "7" for order in orders], 3)
+    orders = [rng.permutation(answers).tolist() for _ in range(2000)]
+    found = majority_at_k(orders, [[a == "7" for a in order] for order in orders], 3)
     assert found.mean() == pytest.approx(exact, abs=5 * found.std() / math.sqrt(2000))
 
 
@@ -130,7 +130,7 @@ def test_correction_measures_by_hand() -> None:
     z = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool)
     r = np.array([1, 1, 0, 0, 1, 1, 1, 0], bool)
     copy = np.array([0, 0, 1, 0, 1, 1, 1, 0], bool)
-    found = correction_measures(np.arange(8), z, r, is_copy_N=copy, seed=0)
+    found = correction_measures(np.arange(8), z, r, is_copy_U=copy, seed=0)
     means = {name: estimate["mean"] for name, estimate in found.items()}
     assert means == pytest.approx(
         {
