@@ -16,10 +16,9 @@ from cipo_jax.config import Config
 from cipo_jax.doctor.finding import Finding, fail, ok, warn
 from cipo_jax.doctor.host import GIB, attached, nvidia_driver
 from cipo_jax.mesh import processes
-from cipo_jax.mesh.sharding import make_mesh
+from cipo_jax.mesh.sharding import check_divisible, make_mesh
 from cipo_jax.model.files.load import load_architecture
 from cipo_jax.run.log.environment import environment
-from cipo_jax.run.loop import check_divisible
 from cipo_jax.update import policy
 from cipo_jax.update.train_step import abstract_state
 

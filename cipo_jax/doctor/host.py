@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cipo_jax.doctor.finding import Finding, fail, ok, warn
+from cipo_jax.mesh.host import free_memory
 from cipo_jax.run.log.environment import environment
 
 GIB = 2**30
@@ -79,12 +80,6 @@ def memory(saved_bytes: int | None) -> Iterator[Finding]:
         )
     else:
         yield ok("host memory", text)
-
-
-def free_memory() -> int | None:
-    """Bytes that programs can still take, by the kernel's own estimate; Linux only."""
-    match = re.search(r"^MemAvailable:\s+(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE)
-    return int(match[1]) * 1024 if match else None
 
 
 def run_folder(folder: Path, checkpoint_bytes: int | None, keep: int) -> Iterator[Finding]:

@@ -10,8 +10,8 @@ from cipo_jax import tasks
 from cipo_jax.config import Config
 from cipo_jax.doctor.finding import Finding, fail, ok, warn
 from cipo_jax.model.files.load import load_architecture
-from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.text.prompts import Renderer, longest_prompt
+from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
 from cipo_jax.verify import NumberReference, TextReference
 
 if TYPE_CHECKING:
@@ -29,13 +29,7 @@ def model(cfg: Config) -> Iterator[Finding]:
     """
     arch = load_architecture(cfg.model)
     tokenizer = load_tokenizer(cfg.model)
-    if len(tokenizer) > arch.vocab_size:
-        yield fail(
-            "model",
-            f"the tokenizer has {len(tokenizer)} tokens and the model {arch.vocab_size}",
-            "They do not belong together: copy the model's own tokenizer beside its weights.",
-        )
-        return
+    check_fits(tokenizer, arch)
     yield ok(
         "model",
         f"{arch.num_layers} layers, width {arch.model_dim}, {arch.vocab_size} tokens "
@@ -79,10 +73,7 @@ def problems(cfg: Config) -> Iterator[Finding]:
     """
     loaded = _problems(cfg.tasks)
     renderer = Renderer(load_tokenizer(cfg.model), cfg.prompts)
-    longest = 0
-    for problem in (*loaded.held_out, *loaded.train):
-        longest = max(longest, len(renderer.base(problem)))
-        renderer.correction(problem, "")
+    longest = longest_prompt(renderer, (*loaded.held_out, *loaded.train))
     text = (
         f"{len(loaded.train)} to train on, {len(loaded.held_out)} held out; longest prompt "
         f"{longest} tokens of {cfg.prompts.max_prompt_tokens}"

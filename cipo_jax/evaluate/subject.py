@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh
 
-from cipo_jax.config import Mesh as MeshConfig
-from cipo_jax.config import PretrainedModel, Prompts, configfile
+from cipo_jax.config import MeshShape, PretrainedModel, Prompts, configfile
 from cipo_jax.config.model import ModelSource
 from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model.files.load import load_model
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
+from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
 from cipo_jax.update import policy
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def open_subject(
             f"There are {jax.process_count()} processes, and an evaluation is one: start it on one "
             "host, with a model that fits its devices."
         )
-    mesh = make_mesh(MeshConfig())
+    mesh = make_mesh(MeshShape())
     config = Path(target) / "config.yaml"
     source: ModelSource = PretrainedModel(path=target)
     rendered = Prompts()
@@ -92,7 +91,7 @@ def open_subject(
         if step == 0:
             params, arch = load_model(source, mesh, seed=cfg.seed)
         else:
-            params, arch, step = policy.restore_weights(
+            params, arch, step = policy.restore_params(
                 cfg, mesh, Path(target) / "checkpoints", step=step
             )
     elif step is None:
@@ -103,6 +102,7 @@ def open_subject(
             "no steps."
         )
     tokenizer = load_tokenizer(source)
+    check_fits(tokenizer, arch)
     return Subject(
         name=target if step is None else f"{target} step {step}",
         step=step,

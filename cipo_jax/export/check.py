@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from transformers import AutoTokenizer
 
+from cipo_jax.mesh.host import free_memory
 from cipo_jax.model.head import logits
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, hidden_states
@@ -99,7 +100,7 @@ def compare(
     if isinstance(load, str):
         return NotChecked(load)
     needed = 2 * 4 * sum(x.size for x in jax.tree.leaves(params))
-    available = _available_memory()
+    available = free_memory()
     if available is not None and needed > available:
         return NotChecked(
             f"it takes {needed / 1e9:.0f} GB of memory, and {available / 1e9:.0f} GB were free"
@@ -177,17 +178,6 @@ def _prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False).input_ids
-
-
-def _available_memory() -> int | None:
-    """Bytes that new allocations can have; None where the system does not tell."""
-    file = Path("/proc/meminfo")
-    if not file.is_file():
-        return None
-    for line in file.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    return None
 
 
 def _versions(*packages: str) -> str:

@@ -22,9 +22,9 @@ from cipo_jax.plan.record import Plan
 from cipo_jax.plan.search import Knob
 from cipo_jax.plan.worker import PROGRESS, Request
 
-__all__ = ["make"]
+__all__ = ["ENVIRONMENT", "make"]
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # No device of this machine is used, and no metadata server is asked for one.
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -38,6 +38,7 @@ _ENVIRONMENT = {
     # Writes, and then misses every time: the entries can't be read without a device.
     "JAX_ENABLE_COMPILATION_CACHE": "false",
 }
+"""Variables of the process that compiles, which the compilers read when they are loaded."""
 
 
 def make(
@@ -74,7 +75,7 @@ def make(
             "The compiler's process ended without a result. Its last words:\n"
             + "\n".join(said[-15:])
         )
-    result = pickle.loads(written)
+    result: Plan | Exception = pickle.loads(written)
     if isinstance(result, Exception):
         raise result
     return result
@@ -85,7 +86,7 @@ def _run(request: bytes, results: IO[bytes], say: Callable[[str], None]) -> list
     kept: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-m", "cipo_jax.plan.worker"],
-        env={**os.environ, **_ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT},
         stdin=subprocess.PIPE,
         stdout=results,
         stderr=subprocess.PIPE,

@@ -91,18 +91,23 @@ def _ask(lowered: jax.stages.Lowered) -> Answer:
         seconds = time.process_time() - start
         return Answer(refused_bytes=sizes[0], sizes=None, specs=(), text="", cpu_s=seconds)
     seconds = time.process_time() - start
-    stats = executable.memory_analysis()
     return Answer(
         refused_bytes=None,
-        sizes=Sizes(
-            arguments=stats.argument_size_in_bytes,
-            results=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-            temporaries=stats.temp_size_in_bytes,
-            peak=stats.peak_memory_in_bytes,
-        ),
+        sizes=memory_of(executable),
         specs=tuple(sharding.spec for sharding in jax.tree.leaves(executable.output_shardings)),
-        text=executable.as_text(),
+        text=executable.as_text() or "",
         cpu_s=seconds,
+    )
+
+
+def memory_of(executable: jax.stages.Compiled) -> Sizes:
+    """The compiler's figures for a program that it compiled."""
+    stats: Any = executable.memory_analysis()
+    return Sizes(
+        arguments=stats.argument_size_in_bytes,
+        results=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        peak=stats.peak_memory_in_bytes,
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cipo_jax.plan import answers, flops, movement
-from cipo_jax.plan.answers import Sizes, refused
-from cipo_jax.plan.movement import Collective
+from cipo_jax.plan import answers, movement
+from cipo_jax.plan.answers import Sizes, memory_of, refused
+from cipo_jax.plan.flops import Count, count
+from cipo_jax.plan.movement import Movement
 from cipo_jax.plan.programs import Program
 
 
@@ -42,14 +43,10 @@ class Compiled:
     """None where the compiler refused it."""
     refused_bytes: int | None
     """What it would have needed, by the compiler's message."""
-    flops: float
-    """Of one run, over all devices."""
-    uncounted: tuple[str, ...]
-    traffic_bytes: float
+    count: Count
+    """Operations of one run, over all devices."""
+    movement: Movement
     """Of one run, on one device."""
-    collectives: tuple[Collective, ...]
-    kernels: tuple[str, ...]
-    unknown_loops: int
     compile_cpu_s: float
 
 
@@ -67,50 +64,37 @@ def compile_program(
     # Kernels ask the mesh, and not this machine's devices, what they are compiled for.
     with jax.set_mesh(mesh):
         traced = program.function.trace(*program.args, **program.static)
-        counted = flops.count(traced.jaxpr, program.trips)
+        counted = count(traced.jaxpr, program.trips)
         lowered = traced.lower()
         found = answers.answer(lowered, mesh, folder)
+    is_refused = found.sizes is None
     compiled = Compiled(
-        memory=None,
+        memory=None if found.sizes is None else _memory(found.sizes, program),
         refused_bytes=found.refused_bytes,
-        flops=counted.flops,
-        uncounted=counted.uncounted,
-        traffic_bytes=0.0,
-        collectives=(),
-        kernels=(),
-        unknown_loops=0,
+        count=counted,
+        movement=movement.NOTHING if is_refused else movement.of(found.text, program.trips),
         compile_cpu_s=found.cpu_s,
     )
-    if found.sizes is None:
+    if is_refused:
         return compiled, None
-    moved = movement.of(found.text, program.trips)
-    compiled = replace(
-        compiled,
-        memory=_memory(found.sizes, program),
-        traffic_bytes=moved.traffic_bytes,
-        collectives=moved.collectives,
-        kernels=moved.kernels,
-        unknown_loops=moved.unknown_loops,
-    )
     leaves, structure = jax.tree.flatten(lowered.out_info)
-    results = (
+    results = [
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
         for x, spec in zip(leaves, found.specs, strict=True)
-    )
-    return compiled, structure.unflatten(results)
+    ]
+    return compiled, jax.tree.unflatten(structure, results)
 
 
 def bytes_of(tree: Any) -> int:
     """Bytes of a tree on one device, as the compiler lays it out, tiles' padding included."""
     hold = jax.jit(lambda tree: (), keep_unused=True)
     try:
-        stats = hold.lower(tree).compile().memory_analysis()
+        return memory_of(hold.lower(tree).compile()).arguments
     except jax.errors.JaxRuntimeError as error:
         sizes = refused(error)
         if sizes is None:
             raise
         return sizes[0]
-    return stats.argument_size_in_bytes
 
 
 def available_bytes(mesh: Mesh) -> int | None:
@@ -118,7 +102,8 @@ def available_bytes(mesh: Mesh) -> int | None:
 
     It says so when it refuses a program that can't fit.
     """
-    far_too_much = jax.ShapeDtypeStruct((2**44,), "int8", sharding=_replicated(mesh))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    far_too_much = jax.ShapeDtypeStruct((2**44,), "int8", sharding=everywhere)
     try:
         jax.jit(lambda x: x + 1).lower(far_too_much).compile()
     except jax.errors.JaxRuntimeError as error:
@@ -126,10 +111,6 @@ def available_bytes(mesh: Mesh) -> int | None:
         if sizes is not None:
             return sizes[1]
     return None
-
-
-def _replicated(mesh: Mesh) -> jax.sharding.NamedSharding:
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def _memory(sizes: Sizes, program: Program) -> Memory:

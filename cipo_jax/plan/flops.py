@@ -8,15 +8,13 @@ the caller says.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-LoopTrips = Callable[[Sequence[int | None]], Sequence[int]]
-"""How often each loop runs whose length is data, in the order of the program. It is given the
-constants that the loops' counters are compared with, None for a loop without one."""
+from cipo_jax.plan.loops import LoopTrips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,34 +54,34 @@ def _flops(jaxpr: Jaxpr, trips: Iterator[int], uncounted: set[str]) -> float:
 
 
 def _of_equation(eqn: Any, trips: Iterator[int], uncounted: set[str]) -> float:
-    name, params = eqn.primitive.name, eqn.params
-    if name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
-        lhs = eqn.invars[0].aval
-        return 2.0 * eqn.outvars[0].aval.size * math.prod(lhs.shape[axis] for axis in contracted)
-    if name in ("ragged_dot", "ragged_dot_general"):
-        # Every row of the left side meets one group's matrix.
-        rhs_contracted = eqn.invars[1].aval.shape[-2]
-        return 2.0 * eqn.outvars[0].aval.size * rhs_contracted
-    if name == "conv_general_dilated":
-        out_features = params["dimension_numbers"].rhs_spec[0]
-        kernel = eqn.invars[1].aval
-        return 2.0 * eqn.outvars[0].aval.size * kernel.size / kernel.shape[out_features]
-    if name == "pallas_call":
-        return _of_kernel(params, uncounted)
-    if name == "scan":
-        return params["length"] * _flops(params["jaxpr"].jaxpr, trips, uncounted)
-    if name == "while":
-        times = next(trips)
-        inside = _flops(params["cond_jaxpr"].jaxpr, trips, uncounted)
-        return times * (inside + _flops(params["body_jaxpr"].jaxpr, trips, uncounted))
-    if name == "cond":
-        return max(_flops(branch.jaxpr, trips, uncounted) for branch in params["branches"])
-    inside = sum(_flops(inner, trips, uncounted) for inner in _inner(params))
-    if name == "shard_map":
-        manual = params["newly_manual_axes"]
-        inside *= math.prod(params["mesh"].shape[axis] for axis in manual)
-    return inside
+    params, times = eqn.params, 1
+    match eqn.primitive.name:
+        case "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            return _of_product(eqn, [eqn.invars[0].aval.shape[axis] for axis in contracted])
+        case "ragged_dot" | "ragged_dot_general":
+            # Every row of the left side meets one group's matrix.
+            return _of_product(eqn, [eqn.invars[1].aval.shape[-2]])
+        case "conv_general_dilated":
+            features = params["dimension_numbers"].rhs_spec[0]
+            kernel = enumerate(eqn.invars[1].aval.shape)
+            return _of_product(eqn, [size for axis, size in kernel if axis != features])
+        case "pallas_call":
+            return _of_kernel(params, uncounted)
+        case "cond":
+            return max(_flops(branch.jaxpr, trips, uncounted) for branch in params["branches"])
+        case "scan":
+            times = params["length"]
+        case "while":
+            times = next(trips)
+        case "shard_map":
+            times = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return times * sum(_flops(inner, trips, uncounted) for inner in _inner(params))
+
+
+def _of_product(eqn: Any, summed: Sequence[int]) -> float:
+    """Operations of a product, from the sizes of the axes that it sums over."""
+    return 2.0 * int(eqn.outvars[0].aval.size) * math.prod(summed)
 
 
 def _of_kernel(params: dict[str, Any], uncounted: set[str]) -> float:
@@ -91,7 +89,7 @@ def _of_kernel(params: dict[str, Any], uncounted: set[str]) -> float:
         return float(params["cost_estimate"].flops)
     grid, inside = params["grid_mapping"].grid, params["jaxpr"]
     if all(isinstance(size, int) for size in grid) and not any(_loops(inside)):
-        return math.prod(grid) * _flops(inside, iter(()), uncounted)
+        return float(math.prod(grid) * _flops(inside, iter(()), uncounted))
     uncounted.add(str(params["name"]))
     return 0.0
 
@@ -124,10 +122,3 @@ def _bound(eqn: Any) -> int | None:
                 if isinstance(operand, Literal):
                     return int(operand.val)
     return None
-
-
-def run_once(bounds: Sequence[int | None]) -> Sequence[int]:
-    """For programs without loops whose length is data."""
-    if bounds:
-        raise ValueError(f"The program has {len(bounds)} loops, and how often they run is unknown.")
-    return []

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 _BYTES = {
     "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4,
@@ -17,32 +18,55 @@ _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 
 @dataclass(frozen=True)
 class Instruction:
+    """`name = type opcode(inside), rest`."""
+
     name: str
     type: str
     opcode: str
     operands: tuple[str, ...]
+    """Names of instructions of the same computation."""
     inside: str
-    """What stands in the parentheses: operands, a constant's value, a parameter's index."""
+    """The text in the parentheses: operands, a constant's value, a parameter's index."""
     rest: str
     """Attributes."""
 
     def attribute(self, name: str) -> str | None:
+        """The value of `name=value`, without its quotes."""
         match = re.search(rf'\b{name}=(?:"([^"]*)"|(%[\w.\-]+|\w+))', self.rest)
         return (match[1] or match[2]) if match else None
 
 
 @dataclass
 class Computation:
+    """Instructions in their order; the last one is the result."""
+
     name: str
     instructions: list[Instruction] = field(default_factory=list)
 
-    @property
+    @cached_property
     def by_name(self) -> Mapping[str, Instruction]:
         return {i.name: i for i in self.instructions}
 
     @property
     def root(self) -> Instruction:
         return self.instructions[-1]
+
+    @property
+    def results(self) -> list[Instruction]:
+        """What makes the result, or each part of it."""
+        root = self.root
+        while root.opcode == "bitcast":
+            root = self.by_name[root.operands[0]]
+        return [self.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+
+    def uses(self, value: Instruction) -> list[Instruction]:
+        """The instructions that take a value, as it is or as other bits."""
+        users = [i for i in self.instructions if value.name in i.operands]
+        return [
+            use
+            for user in users
+            for use in (self.uses(user) if user.opcode == "bitcast" else [user])
+        ]
 
 
 def parse(text: str) -> tuple[dict[str, Computation], Computation]:
@@ -87,7 +111,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def called(i: Instruction) -> list[str]:
-    """Computations that an instruction runs, other than the scalar functions of reductions."""
+    """Names of the computations that an instruction runs, without the functions of reductions."""
     names = [
         i.attribute(key)
         for key in ("calls", "body", "condition", "true_computation", "false_computation")

@@ -8,7 +8,7 @@ it yields, or None where that one could not be compiled.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Hashable, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from itertools import pairwise
@@ -22,16 +22,14 @@ from cipo_jax.config import Config
 from cipo_jax.evaluate import heldout
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, abstract_on, num_row_shards
 from cipo_jax.method.mix import abstract_batch, max_rows
-from cipo_jax.model import transformer
 from cipo_jax.model.blockwise import most_pairs
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
-from cipo_jax.plan.flops import LoopTrips, run_once
-from cipo_jax.rollout.decode import complete
+from cipo_jax.plan.loops import LoopTrips, run_once
+from cipo_jax.rollout import sample
 from cipo_jax.rollout.judged import Shape
-from cipo_jax.rollout.prefill import read_prompts
+from cipo_jax.rollout.padding import pad_prompts
 from cipo_jax.run.iteration import base_shape, correction_shape
-from cipo_jax.text.prompts import pad_prompts
 from cipo_jax.update import policy
 from cipo_jax.update.scorer import make_scorer
 from cipo_jax.update.train_step import TrainState, abstract_state, make_train_step
@@ -54,7 +52,7 @@ class Program:
     args: tuple[Any, ...]
     host_args: tuple[int, ...] = ()
     """Positions of arguments that come from the host for this call alone."""
-    static: dict[str, Any] = field(default_factory=dict)
+    static: Mapping[str, Any] = field(default_factory=dict)
     trips: LoopTrips = run_once
     at_once: int = 1
     """How often it runs with all its results kept: once per layer, for the layers of a model."""
@@ -97,7 +95,7 @@ def programs(
     """
     state = abstract_state(cfg, arch, mesh)
     frozen = policy.abstract_frozen(cfg, arch, mesh)
-    weights = policy.weights(state.params, frozen, cfg)
+    weights = policy.params(state.params, frozen, cfg)
     sampler = partial(_sampler_call, weights, cfg=cfg, arch=arch, mesh=mesh)
 
     def wanted(phase: Phase) -> bool:
@@ -162,81 +160,48 @@ def _sampler_call(
     arch: Architecture,
     mesh: Mesh,
 ) -> Programs:
-    """The programs of one call of `sampler.sample`, as often as `num_prompts` prompts need it."""
-    dtype = jnp.dtype(cfg.train.compute_dtype)
+    """The programs of one call of the sampler, as often as `num_prompts` prompts need it."""
     shards = num_row_shards(mesh)
     at_once = shards * math.ceil(shape.num_prompts / shards)
-    prompts = abstract_on(
-        pad_prompts([], [], length=shape.prompt_tokens, num_prompts=at_once),
-        mesh,
-        ACTIVATION_RULES,
+    prompts = pad_prompts([], [], length=shape.prompt_tokens, num_prompts=at_once)
+    trips: dict[str, LoopTrips] = {
+        "prefill": lambda bounds: [most_pairs(shape.prompt_tokens)] * len(bounds),
+        "decode": _spans,
+    }
+    stages = sample.stages(
+        weights,
+        abstract_on(prompts, mesh, ACTIVATION_RULES),
+        jax.eval_shape(lambda: jax.random.key(0)),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        arch=arch,
+        samples_per_prompt=shape.num_samples,
+        max_new_tokens=shape.new_tokens,
+        # Which ones they are, and how many, changes neither memory nor time.
+        eos_ids=(0, 1),
+        compute_dtype=cfg.train.compute_dtype,
     )
-    waves = math.ceil(num_prompts / at_once)
-    program = partial(Program, phase=phase, per_step=waves)
-    stacked, layers, caches = "stacked prompt cache", "unstacked layers", "prompt cache"
-    ends = "embedding and head"
-    read = yield program(
-        name=f"{prefix}prefill",
-        function=read_prompts,
-        args=(weights, prompts),
-        host_args=(1,),
-        static={"arch": arch, "compute_dtype": dtype},
-        trips=lambda bounds: [most_pairs(shape.prompt_tokens)] * len(bounds),
-        makes=stacked,
-    )
-    unstack = partial(
-        program, function=transformer._layer, static={"dtype": dtype}, at_once=arch.num_layers
-    )
-    if read is None:
-        return
-    hidden_QD, prompt_cache = read
-    cache = yield unstack(
-        name=f"{prefix}prompt cache",
-        args=(prompt_cache, _INDEX),
-        host_args=(1,),
-        makes=caches,
-        frees=(stacked,),
-    )
-    layer = yield unstack(
-        name=f"{prefix}layers", args=(weights.blocks, _INDEX), host_args=(1,), makes=layers
-    )
-    if layer is None or cache is None:
-        return
-    to_cast, with_cast = transformer.take_ends(weights, dtype)
-    cast = []
-    if to_cast:
-        cast = yield program(
-            name=f"{prefix}embedding and head",
-            function=transformer.cast,
-            args=(to_cast,),
-            static={"dtype": dtype},
-            makes=ends,
+    stage = next(stages)
+    while True:
+        is_of_layers = stage.num_layers is not None
+        results = yield Program(
+            phase=phase,
+            name=f"{prefix}{stage.name}",
+            function=stage.function,
+            args=(*stage.args, _INDEX) if is_of_layers else stage.args,
+            host_args=stage.host_args,
+            static=stage.static,
+            trips=trips.get(stage.name, run_once),
+            at_once=stage.num_layers or 1,
+            per_step=math.ceil(num_prompts / at_once),
+            makes=stage.makes,
+            frees=stage.frees,
         )
-        if cast is None:
+        if results is None:
             return
-    yield program(
-        name=f"{prefix}decode",
-        function=complete,
-        args=(
-            with_cast(cast),
-            (layer,) * arch.num_layers,
-            prompts,
-            (cache,) * arch.num_layers,
-            hidden_QD,
-            jax.eval_shape(lambda: jax.random.key(0)),
-            jax.ShapeDtypeStruct((), jnp.float32),
-        ),
-        host_args=(2, 4, 5, 6),
-        static={
-            "arch": arch,
-            "samples_per_prompt": shape.num_samples,
-            "max_new_tokens": shape.new_tokens,
-            # Which ones they are, and how many, changes neither memory nor time.
-            "eos_ids": (0, 1),
-        },
-        trips=_spans,
-        frees=(layers, caches, ends),
-    )
+        try:
+            stage = stages.send((results,) * arch.num_layers if is_of_layers else results)
+        except StopIteration:
+            return
 
 
 # The same function for the same configuration, so that its programs are known to be the same.

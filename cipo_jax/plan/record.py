@@ -138,6 +138,7 @@ class Plan:
 
 def _program_json(planned: Planned) -> dict[str, Any]:
     call, compiled = planned.call, planned.call.compiled
+    moved = compiled.movement
     return {
         "phase": call.phase,
         "name": call.name,
@@ -149,12 +150,12 @@ def _program_json(planned: Planned) -> dict[str, Any]:
         "kept": planned.moment.kept,
         "growth_bytes": planned.moment.growth,
         "total_bytes": planned.moment.total,
-        "flops": compiled.flops,
-        "uncounted": list(compiled.uncounted),
-        "traffic_bytes": compiled.traffic_bytes,
-        "unknown_loops": compiled.unknown_loops,
-        "collectives": [{**asdict(c), "sent_bytes": c.sent_bytes} for c in compiled.collectives],
-        "kernels": list(compiled.kernels),
+        "flops": compiled.count.flops,
+        "uncounted": list(compiled.count.uncounted),
+        "traffic_bytes": moved.traffic_bytes,
+        "unknown_loops": moved.unknown_loops,
+        "collectives": [{**asdict(c), "sent_bytes": c.sent_bytes} for c in moved.collectives],
+        "kernels": list(moved.kernels),
         "estimate": {**asdict(planned.work), "bound": planned.work.bound},
         "compile_cpu_s": compiled.compile_cpu_s,
     }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cipo_jax.config import Config
 from cipo_jax.plan.hardware import GIB
 from cipo_jax.plan.record import Plan, Planned
 
@@ -21,6 +24,19 @@ _GPU_NOT_PROVEN = (
     "tuned no kernel, as it has no card to try them on, and memory that libraries take (cuDNN, "
     "NCCL, the CUDA context) is not in the sums."
 )
+
+_WHOLE = ("model", "adapter", "mesh", "optimizer", "kl")
+_PARTS = {
+    "prompts": ("max_prompt_tokens", "max_correction_prompt_tokens"),
+    "sampling": ("samples_per_prompt", "max_new_tokens", "prompts_per_call"),
+    "correction": ("prompts_per_base_prompt", "weight"),
+    "train": (
+        "prompts_per_step", "updates_per_step", "row_tokens", "rows_per_microbatch",
+        "share_prompts", "logprob_chunk", "remat", "compute_dtype",
+    ),
+    "evaluation": ("samples_per_problem", "max_new_tokens", "prompts_per_call"),
+}  # fmt: skip
+"""Sections of the configuration that decide about memory, and fields of others that do."""
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -41,10 +57,13 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.largest:
         console.print(_largest(plan))
     console.print(_estimate(plan))
-    for name in sorted({name for p in plan.programs for name in p.call.compiled.uncounted}):
+    for name in sorted({name for p in plan.programs for name in p.call.compiled.count.uncounted}):
         console.print(f"note: the operations of the kernel {name} are not counted: it states none.")
-    if any(p.call.compiled.unknown_loops for p in plan.programs):
+    if any(p.call.compiled.movement.unknown_loops for p in plan.programs):
         console.print("note: loops of unknown length were counted as running once.")
+    console.print("Settings that decide about memory:")
+    for name, values in settings(plan.cfg).items():
+        console.print(f"{name}: {values};", markup=False)
     console.print(_NOT_PROVEN)
     if where.chip.platform == "cuda":
         console.print(_GPU_NOT_PROVEN)
@@ -54,6 +73,21 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"Compiled with {versions}; {compiled:.0f} s for the programs above, "
         f"{plan.seconds:.0f} s in all."
     )
+
+
+def settings(cfg: Config) -> dict[str, str]:
+    """The settings that decide about memory, a line for each section. A plan that was made for
+    others is stale."""
+    found = {}
+    for section in (*_WHOLE, *_PARTS):
+        values = dataclasses.asdict(getattr(cfg, section))
+        names = _PARTS.get(section, values)
+        found[section] = ", ".join(f"{name} {_shown(values[name])}" for name in names)
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _verdict(plan: Plan) -> str:
@@ -117,15 +151,15 @@ def _work(plan: Plan) -> Table:
         _column(table, name)
     for p in plan.programs:
         runs, compiled = p.call.per_step * p.call.at_once, p.call.compiled
-        if compiled.memory is None or (not compiled.flops and p.seconds < 0.01 * plan.step_s):
+        if compiled.memory is None or (not compiled.count.flops and p.seconds < 0.01 * plan.step_s):
             continue  # taking layers apart
-        sent = sum(c.sent_bytes for c in compiled.collectives)
+        moved = compiled.movement
         table.add_row(
             p.call.label,
             str(runs),
-            f"{runs * compiled.flops:.2e}",
-            f"{runs * compiled.traffic_bytes / 1e9:,.1f}",
-            f"{runs * sent / 1e9:,.1f}",
+            f"{runs * compiled.count.flops:.2e}",
+            f"{runs * moved.traffic_bytes / 1e9:,.1f}",
+            f"{runs * moved.sent_bytes / 1e9:,.1f}",
             f"{runs * p.work.compute_s:.2f}",
             f"{runs * p.work.memory_s:.2f}",
             f"{runs * p.work.link_s:.2f}",
@@ -135,11 +169,11 @@ def _work(plan: Plan) -> Table:
 
 
 def _collectives(plan: Plan) -> Table:
-    table = _table("Collectives: the five of each program that move most, in one run of it")
+    table = _table("Collectives: those of each program that send 1 MB or more, in one run of it")
     for name in ("program", "kind", "devices", "MB each", "in the text", "runs", "sent, GB/device"):
         _column(table, name)
     for p in _distinct(plan.programs):
-        for c in p.call.compiled.collectives[:5]:
+        for c in p.call.compiled.movement.collectives:
             if c.sent_bytes < 1e6:
                 continue
             table.add_row(

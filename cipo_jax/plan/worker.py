@@ -216,12 +216,11 @@ def _hbm(request: Request, mesh: Mesh) -> tuple[int, str]:
 
 
 def _work(compiled: Compiled, wanted: Slice, num_devices: int, chips_per_device: float) -> Work:
-    chip = wanted.chip
+    chip, moved = wanted.chip, compiled.movement
     return Work(
-        compute_s=compiled.flops / num_devices / (chip.flops * chips_per_device),
-        memory_s=compiled.traffic_bytes / (chip.hbm_bandwidth * chips_per_device),
-        link_s=sum(c.sent_bytes for c in compiled.collectives)
-        / (chip.link_bandwidth * chips_per_device),
+        compute_s=compiled.count.flops / num_devices / (chip.flops * chips_per_device),
+        memory_s=moved.traffic_bytes / (chip.hbm_bandwidth * chips_per_device),
+        link_s=moved.sent_bytes / (chip.link_bandwidth * chips_per_device),
     )
 
 

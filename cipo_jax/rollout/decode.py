@@ -15,12 +15,12 @@ from cipo_jax.mesh.sharding import ACTIVATION_RULES, DECODING_RULES, constrain, 
 from cipo_jax.model import cache
 from cipo_jax.model.attention import decode_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
+from cipo_jax.model.decoding import Ends
 from cipo_jax.model.head import logits
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.rotary import rotary_tables
 from cipo_jax.model.transformer import (
     Block,
-    Params,
     block,
     embed_scaled,
     norm,
@@ -50,7 +50,7 @@ class _Decoding:
 
 @partial(jax.jit, static_argnames=("arch", "samples_per_prompt", "max_new_tokens", "eos_ids"))
 def complete(
-    ends: Params,
+    ends: Ends,
     layers: tuple[Block, ...],
     prompts: PromptBatch,
     prompt_caches: tuple[PromptCache, ...],
@@ -69,8 +69,8 @@ def complete(
     gathered once, before the loop (`sharding.DECODING_RULES`).
 
     Args:
-      ends: embedding, final norm and head, of `transformer.ends`.
-      layers: the blocks, of `transformer.unstack`.
+      ends: embedding, final norm and head, cast by `decoding.cast`.
+      layers: the blocks, each from `decoding.layer_of`.
       prompt_caches, hidden_QD: what `read_prompts` made of `prompts`; in the compute dtype.
     """
     num_prompts, prompt_length = prompts.token_QP.shape
@@ -141,7 +141,7 @@ def complete(
     )
     logits_QV = logits(ends, hidden_QD, arch=arch)
     state = record(state, jnp.repeat(logits_QV, samples_per_prompt, axis=0))
-    for span in _spans(max_new_tokens):
+    for span in spans(max_new_tokens):
         caches = (cache.grown(layer, span) for layer in state.caches)
         state = replace(
             state, caches=tuple(constrain_record(layer, ACTIVATION_RULES) for layer in caches)
@@ -176,7 +176,7 @@ def _is_running(state: _Decoding, *, span: int) -> Array:
     return (state.step < span) & ~jnp.all(state.is_finished_B)
 
 
-def _spans(max_new_tokens: int) -> list[int]:
+def spans(max_new_tokens: int) -> list[int]:
     """The lengths that the cache has in turn: N, before it N/2, and from there a quarter each time.
 
     Attention reads the whole cache, used or not. Over N = 4096 tokens that is 1.4 times what is

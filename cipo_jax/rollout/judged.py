@@ -23,9 +23,10 @@ from cipo_jax.mesh.sharding import ACTIVATION_RULES, distributed, num_row_shards
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.records import Rollouts
+from cipo_jax.rollout.padding import pad_prompts
 from cipo_jax.rollout.sample import sample
 from cipo_jax.tasks.problem import Problem
-from cipo_jax.text.prompts import Renderer, pad_prompts
+from cipo_jax.text.prompts import Renderer
 from cipo_jax.verify import wire
 from cipo_jax.verify.judge import Judge
 from cipo_jax.verify.verdict import Status, Verdict

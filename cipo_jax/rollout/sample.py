@@ -1,30 +1,126 @@
 """Rollouts: prompts in, completions with the log-probs of their tokens out.
 
-Token ids only: no text, no reward, no stream. A call runs `read_prompts`
-once, `unstack` and `ends` to take the model apart, and `complete`, which draws one token after the
-other.
+Token ids only: no text, no reward, no stream. A call runs a handful of compiled programs, which
+`stages` states once: `sample` runs them, `plan` compiles them for devices that are not there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from cipo_jax.mesh.sharding import ACTIVATION_RULES, PARAM_RULES, abstract_on
-from cipo_jax.model.cache import PromptCache
+from cipo_jax.model.decoding import cast, ends_of, layer_of, to_cast
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Params, ends, unstack
+from cipo_jax.model.transformer import Params
 from cipo_jax.records import PromptBatch, Rollouts
 from cipo_jax.rollout.decode import complete
 from cipo_jax.rollout.prefill import read_prompts
 
-__all__ = ["lowered", "sample"]
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One compiled program of the sampler, with its arguments and what becomes of its results."""
+
+    name: str
+    function: jax.stages.Wrapped
+    args: tuple[Any, ...]
+    """Arrays to run it on, or `jax.ShapeDtypeStruct`s to compile it for."""
+    static: Mapping[str, Any] = field(default_factory=dict)
+    host_args: tuple[int, ...] = ()
+    """Positions of arguments that come with this call; the others were in memory before it."""
+    num_layers: int | None = None
+    """It runs once for each layer, with the layer's index as its last argument, and all results are
+    kept. None where it runs once."""
+    makes: str | None = None
+    """Name of its results, where they stay in memory after it."""
+    frees: tuple[str, ...] = ()
+    """Names of what is dropped after it."""
+
+    def run(self) -> Any:
+        """The results; one for each layer where it runs so often."""
+        if self.num_layers is None:
+            return self.function(*self.args, **self.static)
+        return tuple(
+            self.function(*self.args, layer, **self.static) for layer in range(self.num_layers)
+        )
+
+
+_STACKED_CACHE, _CACHE = "stacked prompt cache", "prompt cache"
+_LAYERS, _ENDS = "unstacked layers", "embedding and head"
+
+
+def stages(
+    params: Params,
+    prompts: PromptBatch,
+    key: PRNGKeyArray,
+    temperature: Array,
+    *,
+    arch: Architecture,
+    samples_per_prompt: int,
+    max_new_tokens: int,
+    eos_ids: tuple[int, ...],
+    compute_dtype: DTypeLike,
+) -> Generator[Stage, Any, Rollouts]:
+    """The programs of one call of `sample`, in the order in which they run.
+
+    It is sent what each of them returns (of a program that runs for each layer, a tuple), and
+    returns the rollouts. Arguments as for `sample`, as arrays or as `jax.ShapeDtypeStruct`s.
+    """
+    dtype = jnp.dtype(compute_dtype)
+    hidden_QD, stacked = yield Stage(
+        name="prefill",
+        function=read_prompts,
+        args=(params, prompts),
+        static={"arch": arch, "compute_dtype": dtype},
+        host_args=(1,),
+        makes=_STACKED_CACHE,
+    )
+    of_layers = partial(
+        Stage,
+        function=layer_of,
+        static={"dtype": dtype},
+        host_args=(1,),
+        num_layers=arch.num_layers,
+    )
+    caches = yield of_layers(
+        name="prompt cache", args=(stacked,), makes=_CACHE, frees=(_STACKED_CACHE,)
+    )
+    # Or it would be in memory a second time for as long as tokens are drawn.
+    del stacked
+    layers = yield of_layers(name="layers", args=(params.blocks,), makes=_LAYERS)
+    ends = ends_of(params)
+    uncast = to_cast(ends, dtype)
+    if uncast:
+        of_dtype = yield Stage(
+            name="embedding and head",
+            function=cast,
+            args=(uncast,),
+            static={"dtype": dtype},
+            makes=_ENDS,
+        )
+        ends = replace(ends, **of_dtype)
+    rollouts: Rollouts = yield Stage(
+        name="decode",
+        function=complete,
+        args=(ends, layers, prompts, caches, hidden_QD, key, temperature),
+        static={
+            "arch": arch,
+            "samples_per_prompt": samples_per_prompt,
+            "max_new_tokens": max_new_tokens,
+            "eos_ids": eos_ids,
+        },
+        host_args=(2, 4, 5, 6),
+        frees=(_LAYERS, _CACHE, _ENDS),
+    )
+    return rollouts
 
 
 def sample(
@@ -60,89 +156,23 @@ def sample(
       and for end-of-sequence ids outside the vocabulary.
     """
     _check(arch, prompts.token_QP.shape[1], samples_per_prompt, max_new_tokens, eos_ids)
-    dtype = jnp.dtype(compute_dtype)
-    hidden_QD, stacked = read_prompts(params, prompts, arch=arch, compute_dtype=dtype)
-    prompt_caches = unstack(stacked, dtype)
-    # Or it would lie in memory a second time for as long as tokens are drawn.
-    del stacked
-    return complete(
-        ends(params, dtype),
-        unstack(params.blocks, dtype),
+    running = stages(
+        params,
         prompts,
-        prompt_caches,
-        hidden_QD,
         key,
         jnp.asarray(temperature, jnp.float32),
         arch=arch,
         samples_per_prompt=samples_per_prompt,
         max_new_tokens=max_new_tokens,
         eos_ids=eos_ids,
+        compute_dtype=compute_dtype,
     )
-
-
-def lowered(
-    params: Params,
-    mesh: Mesh,
-    *,
-    num_prompts: int,
-    prompt_tokens: int,
-    samples_per_prompt: int,
-    max_new_tokens: int,
-    arch: Architecture,
-    eos_ids: tuple[int, ...],
-    compute_dtype: DTypeLike,
-) -> dict[str, jax.stages.Lowered]:
-    """The two large programs of `sample` for these shapes, `prefill` and `decode`, to be compiled
-    for devices that need not be there.
-
-    Args:
-      params: `jax.ShapeDtypeStruct`s with shardings of `mesh`.
-      num_prompts: a multiple of what the mesh splits rows into.
-    """
-    dtype = jnp.dtype(compute_dtype)
-
-    def ints(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-    def stacked(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((arch.num_layers, *x.shape), x.dtype)
-
-    def one_layer(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = NamedSharding(mesh, PartitionSpec(*x.sharding.spec[1:]))
-        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=sharding)
-
-    layers = jax.eval_shape(partial(unstack, dtype=dtype), params.blocks)
-    blocks = abstract_on(jax.tree.map(stacked, layers[0]), mesh, PARAM_RULES)
-    prompts = PromptBatch(ints(num_prompts, prompt_tokens), ints(num_prompts), ints(num_prompts))
-    head = (num_prompts, arch.num_kv_heads)
-    cache = PromptCache(
-        jax.ShapeDtypeStruct((*head, arch.head_dim, prompt_tokens), dtype),
-        jax.ShapeDtypeStruct((*head, prompt_tokens, arch.head_dim), dtype),
-    )
-    prompts = abstract_on(prompts, mesh, ACTIVATION_RULES)
-    cache = abstract_on(cache, mesh, ACTIVATION_RULES)
-    hidden_QD = jax.ShapeDtypeStruct(
-        (num_prompts, arch.model_dim),
-        dtype,
-        sharding=NamedSharding(mesh, PartitionSpec(ACTIVATION_RULES["Q"])),
-    )
-    with jax.set_mesh(mesh):
-        return {
-            "prefill": read_prompts.lower(params, prompts, arch=arch, compute_dtype=dtype),
-            "decode": complete.lower(
-                abstract_on(jax.eval_shape(partial(ends, dtype=dtype), params), mesh, PARAM_RULES),
-                (jax.tree.map(one_layer, blocks),) * arch.num_layers,
-                prompts,
-                (cache,) * arch.num_layers,
-                hidden_QD,
-                jax.eval_shape(jax.random.key, 0),
-                jax.ShapeDtypeStruct((), jnp.float32),
-                arch=arch,
-                samples_per_prompt=samples_per_prompt,
-                max_new_tokens=max_new_tokens,
-                eos_ids=eos_ids,
-            ),
-        }
+    stage = next(running)
+    while True:
+        try:
+            stage = running.send(stage.run())
+        except StopIteration as end:
+            return end.value
 
 
 def _check(

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from cipo_jax.config import ModelSource, PretrainedModel, RandomModel
 from cipo_jax.model.files import gguf_tokenizer
 from cipo_jax.model.files.load import resolve
+from cipo_jax.model.presets import Architecture
 from cipo_jax.text.chat import markers
 
 _CHAT_TEMPLATE = (
@@ -157,6 +158,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=_CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,
     )
+
+
+def check_fits(tokenizer: PreTrainedTokenizerFast, arch: Architecture) -> None:
+    """Raises ValueError if the tokenizer has tokens that the model does not know."""
+    if len(tokenizer) > arch.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model {arch.vocab_size}: they do "
+            "not belong together. Copy the model's own tokenizer beside its weights."
+        )
 
 
 def eos_ids(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 #
 # Needs the extra [tpu], no TPU, 8 GB of memory and about 15 minutes of CPU time for each.
 # LARGEST=rows,prompts,length also searches for the largest settings that fit, which takes several
-# times as long. PYTHON is the interpreter (default: python).
+# times as long. PYTHON is the interpreter (default: python). Beside tables and picture everything is
+# left as JSON, for scripts; git ignores it.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 

@@ -25,7 +25,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -38,11 +37,9 @@ from cipo_jax.method.mix import max_rows
 from cipo_jax.model import transformer
 from cipo_jax.model.files.load import load_model
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import ends, unstack
 from cipo_jax.plan.worker import Workshop, planned_architecture
 from cipo_jax.records import Batch, PromptBatch
-from cipo_jax.rollout.decode import complete
-from cipo_jax.rollout.prefill import read_prompts
+from cipo_jax.rollout.sample import stages
 from cipo_jax.run.iteration import base_shape
 from cipo_jax.update import policy
 from cipo_jax.update.train_step import init_state, make_train_step
@@ -136,24 +133,17 @@ def measured(cfg: Config, mesh: jax.sharding.Mesh) -> dict[str, float]:
     prompts = full_prompts(num_prompts, shape.prompt_tokens, arch.vocab_size)
     prompts = distributed(prompts, mesh, ACTIVATION_RULES)
     found = {}
-
-    def prefill():
-        return read_prompts(params, prompts, arch=arch, compute_dtype=dtype)
-
-    found["prefill"] = seconds(prefill)
-    hidden_QD, stacked = prefill()
-    taken_apart = ends(params, dtype), unstack(params.blocks, dtype)
-    caches = unstack(stacked, dtype)
-    del stacked
-    found["decode"] = seconds(
-        partial(
-            complete, *taken_apart, prompts, caches, hidden_QD, jax.random.key(0), jnp.float32(1.0),
-            arch=arch, samples_per_prompt=shape.num_samples, max_new_tokens=shape.new_tokens,
-            eos_ids=(0,),
-        ),
-        repeats=3,
+    running = stages(
+        params, prompts, jax.random.key(0), jnp.float32(1.0), arch=arch, eos_ids=(0,),
+        samples_per_prompt=shape.num_samples, max_new_tokens=shape.new_tokens, compute_dtype=dtype,
     )  # fmt: skip
-    del taken_apart, caches
+    stage = next(running)
+    while stage.name != "decode":
+        if stage.name == "prefill":
+            found["prefill"] = seconds(stage.run)
+        stage = running.send(stage.run())
+    found["decode"] = seconds(stage.run, repeats=3)
+    del running, stage
 
     trainable, frozen = policy.split(params, cfg, arch)
     state = init_state(trainable, cfg, mesh)
@@ -193,7 +183,7 @@ def main() -> None:
     print("| program | s | GFLOP | of the ceiling | GB at least | of the ceiling |")
     print("|---|---|---|---|---|---|")
     for name, taken in took.items():
-        flops = counted[name].flops
+        flops = counted[name].count.flops
         read, share = "", ""
         if name == "decode":
             floor = decoding_bytes(cfg, arch, mesh)

@@ -1,5 +1,6 @@
 """`cipo doctor`: a healthy machine, and each fault provoked for real where that can be done."""
 
+import dataclasses
 import json
 import os
 import socket
@@ -15,12 +16,15 @@ from cipo_jax import cli, doctor
 from cipo_jax.config import RandomModel, Verify
 from cipo_jax.doctor import devices, host, subject, verifier
 from cipo_jax.doctor.finding import Finding, fail, merged, ok
+from cipo_jax.evaluate import suite
 from cipo_jax.model.files import hf
 from cipo_jax.model.files.load import load_model
+from cipo_jax.model.presets import PRESETS
 from cipo_jax.text.tokenizer import byte_tokenizer, save_tokenizer
 from cipo_jax.verify.verdict import right, wrong
 from tests import ROOT
 from tests.hostile import elsewhere
+from tests.weights import drawn
 
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
 # Room for problems that ask for a program.
@@ -106,6 +110,24 @@ def test_prompts_that_are_too_long(capsys, tmp_path) -> None:
     )
     assert status == 1
     assert "prompts.max_prompt_tokens is 20" in found["problems"]["found"]
+
+
+def test_a_tokenizer_of_another_model(capsys, tmp_path) -> None:
+    """Found before a run, and by what would use it: training and evaluation."""
+    arch = dataclasses.replace(PRESETS["tiny-qwen2"], vocab_size=200)
+    folder = tmp_path / "model"
+    hf.save(drawn(arch), arch, folder)
+    save_tokenizer(byte_tokenizer(), (258,), folder, RandomModel())
+    message = "tokens and the model 200: they do not belong together"
+    run = [SMOKE, "--model.kind", "pretrained", "--model.path", str(folder)]
+    run += ["--run-dir", str(tmp_path / "run")]
+    status, found = examined(capsys, *run)
+    assert status == 1
+    assert message in found["model"]["found"]
+    assert cli.main(["train", *run]) == 2
+    assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match=message):
+        suite.open_subject(str(folder))
 
 
 def test_a_kernel_without_any_sandbox(tmp_path) -> None:

@@ -13,8 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from cipo_jax import cli
-from cipo_jax.config import Benchmarking, Prompts, RandomModel, Verify, configfile
-from cipo_jax.config import Mesh as MeshConfig
+from cipo_jax.config import Benchmarking, MeshShape, Prompts, RandomModel, Verify, configfile
 from cipo_jax.evaluate import samples, suite
 from cipo_jax.evaluate.samples import SampleRow
 from cipo_jax.evaluate.subject import Subject, open_subject
@@ -222,7 +221,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
     params, arch = load_model(RandomModel(), mesh, seed=0)
     tokenizer = byte_tokenizer()
     return Subject(
@@ -321,7 +320,7 @@ def test_a_run_from_the_command_line(
     data: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One device of the eight, for which the programs are compiled already.
-    one_device = make_mesh(MeshConfig(), jax.devices()[:1])
+    one_device = make_mesh(MeshShape(), jax.devices()[:1])
     monkeypatch.setattr("cipo_jax.evaluate.subject.make_mesh", lambda sizes: one_device)
     cfg = configfile.load(ROOT / "configs" / "smoke.yaml")
     run = tmp_path / "run"

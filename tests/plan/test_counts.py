@@ -14,7 +14,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cipo_jax import plan
 from cipo_jax.plan import flops, movement
-from cipo_jax.plan.flops import run_once
+from cipo_jax.plan.loops import run_once
 from tests import ROOT
 
 SMOKE = ROOT / "configs" / "smoke.yaml"
@@ -297,7 +297,7 @@ import dataclasses, json, sys
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from cipo_jax import configfile
+from cipo_jax.config import configfile
 from cipo_jax.mesh.collectives import reduce_scatter
 from cipo_jax.plan import devices, hardware, movement, programs
 from cipo_jax.plan.worker import planned_architecture
@@ -346,7 +346,7 @@ def sent():
     sixteen, ours and jax's."""
     ran = subprocess.run(
         [sys.executable, "-c", PROGRAMS, str(SMOKE)],
-        env={**os.environ, **plan._ENVIRONMENT},
+        env={**os.environ, **plan.ENVIRONMENT},
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-2000:]

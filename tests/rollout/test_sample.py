@@ -1,6 +1,8 @@
 """The sampler against the scorer, the argmax, the law, and its own batch."""
 
 import functools
+import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,10 @@ from cipo_jax.model.head import logits, token_logprobs
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import hidden_states
 from cipo_jax.records import PromptBatch
-from cipo_jax.rollout import decode
-from cipo_jax.rollout.decode import complete
+from cipo_jax.rollout.decode import spans
 from cipo_jax.rollout.draw import draw, row_keys
-from cipo_jax.rollout.prefill import read_prompts
 from cipo_jax.rollout.sample import sample
+from tests.rollout.stages import decode_stage
 from tests.weights import drawn
 
 TINY = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-gemma3"]
@@ -220,18 +221,17 @@ def test_the_last_token_may_still_end_a_completion():
 
 
 def test_decoding_stops_when_all_have_ended():
-    state = decode._Decoding(
-        step=jnp.int32(3),
-        caches=(),
-        token_BC=jnp.zeros((2, 8)),
-        logprob_BC=jnp.zeros((2, 8)),
-        num_sampled_B=jnp.array([2, 3]),
-        is_finished_B=jnp.array([True, False]),
-    )
-    assert decode._is_running(state, span=8)
-    assert not decode._is_running(state, span=3)
-    ended = state.replace(is_finished_B=jnp.array([True, True]))
-    assert not decode._is_running(ended, span=8)
+    params, prompts = drawn(ARCH), make_prompts()
+
+    def cpu_s(eos_ids) -> float:
+        long = {"eos_ids": eos_ids, "max_new_tokens": 256}
+        run(params, prompts, **long)  # compiles
+        start = time.process_time()
+        run(params, prompts, **long)
+        return time.process_time() - start
+
+    # After the first token, or never; the program is the same but for its table of ends.
+    assert cpu_s(tuple(range(320))) < 0.25 * cpu_s(())
 
 
 def test_empty_prompts_fill_up_a_batch():
@@ -245,65 +245,59 @@ def test_empty_prompts_fill_up_a_batch():
     assert_same(*others)
 
 
-def test_a_cache_that_grows_gives_the_same_samples(monkeypatch):
+def test_a_cache_that_grows_gives_the_same_samples():
     params, prompts = drawn(ARCH), make_prompts()
-    base = run(params, prompts)
-    monkeypatch.setattr(decode, "_FEW_TOKENS", 2)
-    assert decode._spans(C) == [2, 6, 12]
-    complete.clear_cache()
-    assert_same(run(params, prompts), base)
-    complete.clear_cache()
+    assert spans(256) == [256]
+    assert spans(300) == [150, 300]
+    whole, grown = (
+        run(params, prompts, num_samples=2, max_new_tokens=length, eos_ids=())
+        for length in (256, 300)
+    )
+    np.testing.assert_array_equal(grown.token_QGC[..., :256], whole.token_QGC)
+    np.testing.assert_allclose(grown.logprob_QGC[..., :256], whole.logprob_QGC, atol=1e-5)
 
 
 def test_spans_reach_the_limit_and_no_further():
-    assert decode._spans(1) == []
-    assert decode._spans(12) == [12]
-    assert decode._spans(256) == [256]
-    assert decode._spans(1000) == [125, 500, 1000]
-    assert decode._spans(4096) == [128, 512, 2048, 4096]
-    assert decode._spans(8192) == [256, 1024, 4096, 8192]
+    assert spans(1) == []
+    assert spans(12) == [12]
+    assert spans(256) == [256]
+    assert spans(1000) == [125, 500, 1000]
+    assert spans(4096) == [128, 512, 2048, 4096]
+    assert spans(8192) == [256, 1024, 4096, 8192]
 
 
-def test_the_same_shapes_compile_once():
+def test_the_same_shapes_compile_once(caplog):
     params, prompts = drawn(ARCH), make_prompts()
     run(params, prompts)
-    before = complete._cache_size(), read_prompts._cache_size()
     other = make_prompts((1, 9, 3), key_ids=(0, 1, 2), seed=8)
-    run(drawn(ARCH, seed=4), other, key=3, temperature=1.0)
-    run(params, other, temperature=0.0)
-    run(params, other, temperature=np.float32(0.5), compute_dtype=jnp.float32)
-    assert (complete._cache_size(), read_prompts._cache_size()) == before
-    run(params, prompts, max_new_tokens=C - 1)  # Control: another shape does compile.
-    assert complete._cache_size() == before[0] + 1
+
+    def compiled(**options) -> list[str]:
+        """The sampler's programs that such a call compiles, as jax itself reports them."""
+        caplog.clear()
+        with jax.log_compiles():
+            run(drawn(ARCH, seed=4), other, **options)
+        found = re.findall(r"Compiling jit\((\w+)\)", caplog.text)
+        return [name for name in found if name in ("read_prompts", "layer_of", "complete")]
+
+    assert compiled(key=3, temperature=1.0) == []
+    assert compiled(temperature=0.0) == []
+    assert compiled(temperature=np.float32(0.5), compute_dtype=jnp.float32) == []
+    assert compiled(max_new_tokens=C - 1) == ["complete"]  # Control: another shape does compile.
 
 
 def temporary_bytes(*, num_prompts, prompt_length, num_samples, max_new_tokens) -> int:
-    """Of the decoding program, beyond its arguments."""
-    shape = jax.ShapeDtypeStruct
-    params = drawn(ARCH)
-    ints = functools.partial(shape, dtype=jnp.int32)
-    prompts = PromptBatch(
-        ints((num_prompts, prompt_length)), ints((num_prompts,)), ints((num_prompts,))
-    )
-    hidden, caches = jax.eval_shape(
-        functools.partial(read_prompts, arch=ARCH, compute_dtype=jnp.dtype("float32")),
-        params,
-        prompts,
-    )
-    one = functools.partial(jax.tree.map, lambda x: shape(x.shape[1:], x.dtype))
-    program = complete.lower(
-        params,
-        (one(params.blocks),) * ARCH.num_layers,
-        prompts,
-        (one(caches),) * ARCH.num_layers,
-        hidden,
-        jax.random.key(0),
-        shape((), jnp.float32),
+    """Memory of the decoding program beyond its arguments."""
+    lengths = (prompt_length,) * num_prompts
+    stage = decode_stage(
+        drawn(ARCH),
+        make_prompts(lengths, prompt_length, range(num_prompts)),
         arch=ARCH,
         samples_per_prompt=num_samples,
         max_new_tokens=max_new_tokens,
         eos_ids=EOS,
-    ).compile()
+        compute_dtype="float32",
+    )
+    program = stage.function.lower(*stage.args, **stage.static).compile()
     return program.memory_analysis().temp_size_in_bytes
 
 

@@ -10,15 +10,15 @@ from cipo_jax import config
 from cipo_jax.mesh.sharding import (
     ACTIVATION_RULES,
     PARAM_RULES,
-    abstract_on,
     distributed,
     make_mesh,
     shardings_of,
 )
 from cipo_jax.model.presets import PRESETS
-from cipo_jax.model.transformer import abstract
+from cipo_jax.model.transformer import Params
 from cipo_jax.records import PromptBatch, Rollouts
-from cipo_jax.rollout.sample import lowered, sample
+from cipo_jax.rollout.sample import sample
+from tests.rollout.stages import decode_stage
 from tests.weights import drawn
 
 ARCH = PRESETS["tiny-qwen3"]
@@ -27,9 +27,9 @@ EOS = tuple(range(0, 320, 20))
 """One token in twenty ends a completion, so that rows end at all kinds of places."""
 
 MESHES = {
-    "8x1": config.Mesh(data=1, fsdp=8, tensor=1),
-    "4x2": config.Mesh(data=1, fsdp=4, tensor=2),
-    "2x2x2": config.Mesh(data=2, fsdp=2, tensor=2),
+    "8x1": config.MeshShape(data=1, fsdp=8, tensor=1),
+    "4x2": config.MeshShape(data=1, fsdp=4, tensor=2),
+    "2x2x2": config.MeshShape(data=2, fsdp=2, tensor=2),
 }
 OPTIONS = {
     "arch": ARCH,
@@ -40,11 +40,11 @@ OPTIONS = {
 }
 
 
-def mesh_of(sizes: config.Mesh) -> jax.sharding.Mesh:
+def mesh_of(sizes: config.MeshShape) -> jax.sharding.Mesh:
     return make_mesh(sizes, jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor])
 
 
-def run(mesh: jax.sharding.Mesh, seed: int = 0, key: int = 1) -> Rollouts:
+def placed(mesh: jax.sharding.Mesh, seed: int = 0) -> tuple[Params, PromptBatch]:
     rng = np.random.default_rng(0)
     prompts = PromptBatch(
         token_QP=rng.integers(0, 320, (Q, P)).astype(np.int32),
@@ -54,20 +54,17 @@ def run(mesh: jax.sharding.Mesh, seed: int = 0, key: int = 1) -> Rollouts:
     )
     params = drawn(ARCH, seed)
     params = jax.device_put(params, shardings_of(params, mesh, PARAM_RULES))
+    return params, distributed(prompts, mesh, ACTIVATION_RULES)
+
+
+def run(mesh: jax.sharding.Mesh, seed: int = 0, key: int = 1) -> Rollouts:
     with jax.set_mesh(mesh):
-        rollouts = sample(
-            params,
-            distributed(prompts, mesh, ACTIVATION_RULES),
-            jax.random.key(key),
-            0.7,
-            **OPTIONS,
-        )
-    return rollouts
+        return sample(*placed(mesh, seed), jax.random.key(key), 0.7, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def on_one_device() -> Rollouts:
-    return jax.tree.map(np.asarray, run(mesh_of(config.Mesh(data=1, fsdp=1, tensor=1))))
+    return jax.tree.map(np.asarray, run(mesh_of(config.MeshShape(data=1, fsdp=1, tensor=1))))
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)
@@ -93,8 +90,9 @@ def test_other_weights_or_another_key_give_other_tokens(on_one_device) -> None:
 def test_weights_are_gathered_before_the_loop_and_not_in_it() -> None:
     """In the loop over tokens a gathered weight would cross the mesh once per token."""
     mesh = mesh_of(MESHES["4x2"])
-    params = abstract_on(abstract(ARCH), mesh, PARAM_RULES)
-    program = lowered(params, mesh, num_prompts=Q, prompt_tokens=P, **OPTIONS)["decode"]
+    with jax.set_mesh(mesh):
+        stage = decode_stage(*placed(mesh), **OPTIONS)
+        program = stage.function.lower(*stage.args, **stage.static)
     text = program.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
     by_computation = re.split(r"\n(?=(?:ENTRY )?%\S+ \()", text)
     entry = next(c for c in by_computation if c.startswith("ENTRY"))

@@ -38,7 +38,7 @@ def test_a_finished_run_and_another_config_get_a_folder_of_their_own(tmp_path: P
     start(tmp_path / "smoke", SMOKE)
     other = replace(SMOKE, seed=1)
     assert run_folder.find(other, tmp_path) == tmp_path / "smoke-2"
-    (tmp_path / "smoke" / "plot.png").touch()
+    run_folder.finish(tmp_path / "smoke", steps=4)
     assert run_folder.find(SMOKE, tmp_path) == tmp_path / "smoke-2"
 
 

@@ -2,18 +2,15 @@
 
 import dataclasses
 import importlib.util
-import json
 import random
 import re
 
-import numpy as np
 import pytest
 from tokenizers import processors
 
-from cipo_jax import tasks
-from cipo_jax.config import GeneratedTask, PretrainedModel, Prompts, RandomModel
+from cipo_jax.config import PretrainedModel, Prompts, RandomModel
 from cipo_jax.tasks import Problem
-from cipo_jax.text.prompts import MARKER, ProblemStream, Renderer, pad_prompts
+from cipo_jax.text.prompts import MARKER, Renderer
 from cipo_jax.text.tokenizer import byte_tokenizer, load_tokenizer
 from cipo_jax.verify.verdict import NumberReference, StdioReference
 
@@ -301,74 +298,3 @@ def test_half_a_character_survives_a_correction(tokenizer):
     assert text.startswith("7")
     assert "😀" not in text
     assert text in tokenizer.decode(renderer.correction(PROBLEM, text))
-
-
-# --- stream -------------------------------------------------------------------------------------
-
-TRAIN = tasks.load(GeneratedTask(num_held_out=68)).train  # 10 distinct sums.
-
-
-def test_every_epoch_has_every_problem_in_a_new_order():
-    stream = ProblemStream(TRAIN, len(TRAIN), 0)
-    epochs = [[p.id for p in next(stream)] for _ in range(3)]
-    for ids in epochs:
-        assert sorted(ids) == sorted(p.id for p in TRAIN)
-    assert len({tuple(ids) for ids in epochs}) == 3
-    assert [p.id for p in next(ProblemStream(TRAIN, len(TRAIN), 0))] == epochs[0]
-    assert [p.id for p in next(ProblemStream(TRAIN, len(TRAIN), 1))] != epochs[0]
-
-
-def test_no_batch_holds_a_problem_twice():
-    size = len(TRAIN) // 2 + 1
-    stream = ProblemStream(TRAIN, size, 0)
-    seen = set()
-    for _ in range(30):
-        ids = [p.id for p in next(stream)]
-        assert len(set(ids)) == size
-        seen.update(ids)
-    assert len(seen) == len(TRAIN)
-
-
-def test_a_restored_stream_goes_on_where_it_stood():
-    unbroken = ProblemStream(TRAIN, 3, 5)
-    expected = [next(unbroken) for _ in range(20)]
-    stream = ProblemStream(TRAIN, 3, 5)
-    for _ in range(7):
-        next(stream)
-    state = json.loads(json.dumps(stream.state()))
-    resumed = ProblemStream(TRAIN, 3, 5)
-    resumed.restore(state)
-    assert [next(resumed) for _ in range(13)] == expected[7:]
-    assert [next(ProblemStream(TRAIN, 3, 5)) for _ in range(1)] != expected[7:8]  # Control.
-
-
-def test_a_stream_is_not_restored_over_other_problems():
-    state = ProblemStream(TRAIN, 3, 5).state()
-    with pytest.raises(ValueError, match="batch_size = 3, this run has 4"):
-        ProblemStream(TRAIN, 4, 5).restore(state)
-
-
-def test_a_stream_needs_a_batch_of_problems():
-    with pytest.raises(ValueError, match="is 3, but there are only 2"):
-        ProblemStream(TRAIN[:2], 3, 0)
-    with pytest.raises(ValueError, match="only 0 training problems"):
-        ProblemStream((), 1, 0)
-
-
-# --- padding ------------------------------------------------------------------------------------
-
-
-def test_pad_prompts():
-    batch = pad_prompts([[5, 6, 7], [8]], [3, 9], length=4, num_prompts=3)
-    np.testing.assert_array_equal(batch.token_QP, [[5, 6, 7, 0], [8, 0, 0, 0], [0, 0, 0, 0]])
-    np.testing.assert_array_equal(batch.length_Q, [3, 1, 0])
-    np.testing.assert_array_equal(batch.key_id_Q, [3, 9, 0])
-    assert {x.dtype for x in (batch.token_QP, batch.length_Q, batch.key_id_Q)} == {
-        np.dtype(np.int32)
-    }
-    with pytest.raises(ValueError, match=r"Prompt 1 has 5 tokens; .* from 1 to 4"):
-        pad_prompts([[1], [1] * 5], [0, 1], length=4, num_prompts=2)
-    with pytest.raises(ValueError, match="Prompt 0 has 0 tokens"):
-        pad_prompts([[]], [0], length=4, num_prompts=1)
-    with pytest.raises(ValueError, match="2 prompts don't fit into a batch of 1"):
-        pad_prompts([[1], [1]], [0, 1], length=4, num_prompts=1)
