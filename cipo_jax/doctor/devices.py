@@ -1,4 +1,4 @@
-"""Devices and the processes that share them. Apart from `seen`, all processes call all of it."""
+"""Devices and the processes that share them. All processes call all of this, apart from `seen`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cipo_jax.config import Config
-from cipo_jax.doctor.finding import Finding, fail, ok, warn
-from cipo_jax.doctor.host import GIB, attached, nvidia_driver
+from cipo_jax.doctor.diagnosis import Diagnosis, fail, ok, warn
+from cipo_jax.doctor.host import attached, nvidia_driver
 from cipo_jax.mesh import processes
 from cipo_jax.mesh.sharding import check_divisible, make_mesh
 from cipo_jax.model.files.load import load_architecture
+from cipo_jax.plan.hardware import GIB
 from cipo_jax.run.log.environment import environment
 from cipo_jax.update import policy
 from cipo_jax.update.train_step import abstract_state
@@ -25,14 +26,14 @@ from cipo_jax.update.train_step import abstract_state
 ROUNDS = 5
 SKEW_WARN_S = 1.0
 SKEW_FAIL_S = 60.0
-"""Cloud storage refuses requests that are signed by a clock minutes off."""
+"""Cloud storage refuses requests whose clock is minutes off."""
 _EDGE = 128
 UNOPENED = (RuntimeError, AssertionError)
-"""What jax raises where devices can't be opened: another process holds them, the driver or the
-plugin is missing (a bare assertion), or JAX_PLATFORMS names what isn't there."""
+"""The errors of jax if devices can't be opened: another process holds them, the driver or the
+plugin is missing (a bare assertion), or JAX_PLATFORMS names a device that isn't there."""
 _CUDA = ("jax-cuda12-plugin", "jax-cuda13-plugin")
 _PLUGINS = {"cuda": _CUDA, "gpu": _CUDA, "tpu": ("libtpu",)}
-"""The packages that open a platform of JAX_PLATFORMS for jax, one of them."""
+"""Platform of JAX_PLATFORMS -> packages of which jax needs one to open it."""
 
 
 def are_open() -> bool:
@@ -44,7 +45,11 @@ def are_open() -> bool:
 
 
 def unopened(error: BaseException) -> tuple[str, str]:
-    """What was asked for and is installed, and the way out, where jax ends with one of UNOPENED."""
+    """The devices that were asked for with the packages that are installed, and the way out.
+
+    Args:
+      error: one of UNOPENED.
+    """
     asked = os.environ.get("JAX_PLATFORMS", "")
     installed = environment()["versions"]
     present = [name for name in ("jax", *_CUDA, "libtpu") if name in installed]
@@ -64,8 +69,8 @@ def unopened(error: BaseException) -> tuple[str, str]:
     )
 
 
-def seen() -> Iterator[Finding]:
-    """What jax sees, and whether that is all that is built in."""
+def seen() -> Iterator[Diagnosis]:
+    """The devices that jax sees, and whether the machine has others."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     try:
         devices = jax.devices()
@@ -92,13 +97,13 @@ def seen() -> Iterator[Finding]:
         yield fail("devices", text, f"Install the extra {extra}: pip install -e '.[EXTRA]'.")
 
 
-def meeting(arguments: object) -> Iterator[Finding]:
+def meeting(arguments: object) -> Iterator[Diagnosis]:
     """All processes meet: same versions and arguments, the time of a barrier, and their clocks.
 
-    A clock is compared by what each process reads when a barrier lets it go, the median of a few
-    rounds: exact to about the time that the barrier takes.
+    Clocks are compared by the time that each process reads after a barrier, the median of a few
+    rounds. That is exact to about the time that the barrier takes.
 
-    Raises: PeerError where they were started differently.
+    Raises: PeerError if the processes were started differently.
     """
     processes.meet(arguments)
     if processes.count() == 1:
@@ -111,18 +116,18 @@ def meeting(arguments: object) -> Iterator[Finding]:
         processes.gathered(0)
         clocks.append(time.time())
         seconds.append(time.perf_counter() - start)
-    clocks_PR = np.asarray(processes.gathered(clocks))
-    offset_P = np.median(clocks_PR - clocks_PR[:1], axis=1)
-    skew = float(np.ptp(offset_P))
-    yield clock_finding(
+    # One row for each process, one column for each round.
+    clock = np.asarray(processes.gathered(clocks))
+    skew = float(np.ptp(np.median(clock - clock[:1], axis=1)))
+    yield clock_diagnosis(
         skew,
         f"{processes.count()} with the same versions and arguments; a barrier takes "
         f"{np.median(seconds) * 1e3:.0f} ms; clocks within {skew * 1e3:.0f} ms",
     )
 
 
-def clock_finding(skew: float, text: str) -> Finding:
-    """The finding for clocks that are `skew` seconds apart at most."""
+def clock_diagnosis(skew: float, text: str) -> Diagnosis:
+    """The diagnosis for clocks that differ by up to `skew` seconds."""
     way_out = "Set the clocks by NTP (`timedatectl set-ntp true`)."
     if skew > SKEW_FAIL_S:
         return fail("processes", text, f"{way_out} Cloud storage refuses clocks that are far off.")
@@ -131,9 +136,9 @@ def clock_finding(skew: float, text: str) -> Finding:
     return ok("processes", text)
 
 
-def program(cfg: Config | None) -> Iterator[Finding]:
-    """Compile a small program for the run's mesh and run it on all devices: a product on each, and
-    one sum over all.
+def program(cfg: Config | None) -> Iterator[Diagnosis]:
+    """Compiles a small program for the run's mesh and runs it on all devices: a product on each,
+    and one sum over all.
 
     Raises: ValueError if the config's mesh or batch does not fit the devices.
     """
@@ -143,26 +148,20 @@ def program(cfg: Config | None) -> Iterator[Finding]:
     else:
         mesh = make_mesh(cfg.mesh)
         check_divisible(cfg, mesh)
-    n = mesh.size
     # Small whole numbers and sums of multiples of 2**21: exact in any precision.
-    filled_N = np.arange(n) % 4 + 1
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-    x_NEE = jax.make_array_from_callback(
-        (n, _EDGE, _EDGE),
-        sharding,
-        lambda index: np.broadcast_to(
-            filled_N[index[0]][:, None, None].astype(np.float32),
-            (len(filled_N[index[0]]), _EDGE, _EDGE),
-        ),
-    )
+    number = np.arange(mesh.size) % 4 + 1
+    shape = (mesh.size, _EDGE, _EDGE)
+    squares = np.broadcast_to(number[:, None, None].astype(np.float32), shape)
     product = jax.jit(
         lambda x: jnp.einsum("nij,njk->", x, x),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
-    result = float(product(x_NEE))
-    expected = float(_EDGE**3 * (filled_N**2).sum())
-    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    text = f"compiled and run on {shape} in {time.perf_counter() - start:.1f} s"
+    by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    placed = jax.make_array_from_callback(shape, by_device, lambda piece: squares[piece])
+    result = float(product(placed))
+    expected = float(_EDGE**3 * (number**2).sum())
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    text = f"compiled and run on {axes} in {time.perf_counter() - start:.1f} s"
     if result == expected:
         yield ok("program", text)
     else:
@@ -174,8 +173,8 @@ def program(cfg: Config | None) -> Iterator[Finding]:
 
 
 def state_bytes(cfg: Config) -> tuple[int, int]:
-    """Bytes of the run's state: of a checkpoint, all devices together; and on one device, with what
-    stays frozen.
+    """Bytes of a checkpoint, on all devices together; and bytes of the run's state on one device,
+    frozen parameters included.
 
     Raises: ValueError as `make_mesh` and `load_architecture` do.
     """
@@ -190,11 +189,11 @@ def state_bytes(cfg: Config) -> tuple[int, int]:
     return saved, local
 
 
-def memory(resident_bytes: int | None) -> Iterator[Finding]:
-    """Free memory of this process's devices, the fullest of them.
+def memory(resident_bytes: int | None) -> Iterator[Diagnosis]:
+    """Free memory of the fullest of this process's devices.
 
     Args:
-      resident_bytes: of the run's state on one device; None if unknown.
+      resident_bytes: size of the run's state on one device; None if unknown.
     """
     frees = []
     for device in jax.local_devices():
@@ -219,10 +218,10 @@ def memory(resident_bytes: int | None) -> Iterator[Finding]:
         yield ok("device memory", text)
 
 
-def shared(folder: Path, name: str) -> Iterator[Finding]:
-    """Whether all processes see what the first writes to the run's folder.
+def shared(folder: Path, name: str) -> Iterator[Diagnosis]:
+    """Whether all processes see a file that the first one writes to the run's folder.
 
-    Raises: PeerError that names those that don't.
+    Raises: PeerError that names the processes that don't.
     """
     if processes.count() == 1:
         return

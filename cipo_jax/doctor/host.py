@@ -13,23 +13,23 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from cipo_jax.doctor.finding import Finding, fail, ok, warn
+from cipo_jax.doctor.diagnosis import Diagnosis, fail, ok, warn
 from cipo_jax.mesh.host import free_memory
+from cipo_jax.plan.hardware import GIB
 from cipo_jax.run.log.environment import environment
 
-GIB = 2**30
 TEST_BYTES = 64 * 2**20
 SLOW_BYTES_PER_S = 20e6
 
-# Of Google's PCI devices, those that are TPUs; jax looks at the same list (its hardware_utils.py).
+# The PCI devices of Google that are TPUs; jax has the same list (its hardware_utils.py).
 _TPU_PCI_IDS = {
     "0x0027": "TPU v3", "0x005e": "TPU v4", "0x0062": "TPU v5p", "0x0063": "TPU v5e",
     "0x006f": "TPU v6e", "0x0076": "TPU 7x",
 }  # fmt: skip
 
 
-def versions() -> Iterator[Finding]:
-    """Python and the packages that a report of a fault must name."""
+def versions() -> Iterator[Diagnosis]:
+    """Python and the packages that a bug report must name."""
     yield ok("python", f"{platform.python_version()} ({sys.executable}), {platform.platform()}")
     record = environment()
     installed = record["versions"]
@@ -40,7 +40,7 @@ def versions() -> Iterator[Finding]:
 
 
 def attached() -> list[str]:
-    """Accelerators that are built into this machine, whether or not jax sees them."""
+    """The accelerators of this machine, whether or not jax sees them."""
     found = []
     for device in Path("/sys/bus/pci/devices").glob("*"):
         if _text(device / "vendor") == "0x1ae0" and _text(device / "device") in _TPU_PCI_IDS:
@@ -51,16 +51,16 @@ def attached() -> list[str]:
 
 
 def nvidia_driver() -> str | None:
-    """Version of the loaded NVIDIA driver; None without one."""
+    """The version of the loaded NVIDIA driver; None without one."""
     match = re.search(r"Module.*?\s(\d+\.\d+[\d.]*)", _text(Path("/proc/driver/nvidia/version")))
     return match[1] if match else None
 
 
-def memory(saved_bytes: int | None) -> Iterator[Finding]:
+def memory(saved_bytes: int | None) -> Iterator[Diagnosis]:
     """Free memory of the host.
 
     Args:
-      saved_bytes: what this host copies out of its devices for a checkpoint; None if unknown.
+      saved_bytes: size of the copy that this host makes for a checkpoint; None if unknown.
     """
     free = free_memory()
     if free is None:
@@ -82,14 +82,14 @@ def memory(saved_bytes: int | None) -> Iterator[Finding]:
         yield ok("host memory", text)
 
 
-def run_folder(folder: Path, checkpoint_bytes: int | None, keep: int) -> Iterator[Finding]:
-    """Do in the folder what a run does there: write and read back, append, rename a full folder.
+def run_folder(folder: Path, checkpoint_bytes: int | None, keep: int) -> Iterator[Diagnosis]:
+    """Uses the folder as a run does: writes and reads back, appends, renames a folder with files.
 
-    Makes the folder, and removes all else again.
+    The folder remains, and nothing else.
 
     Args:
-      checkpoint_bytes: of one checkpoint; None if unknown.
-      keep: checkpoints that stay; one more is on disk while it is written.
+      checkpoint_bytes: size of one checkpoint; None if unknown.
+      keep: checkpoints that are kept; one more is on disk while it is written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def run_folder(folder: Path, checkpoint_bytes: int | None, keep: int) -> Iterato
         )
 
 
-def _writes(folder: Path) -> Iterator[Finding]:
+def _writes(folder: Path) -> Iterator[Diagnosis]:
     probe = folder / f".doctor-{uuid.uuid4().hex[:8]}"
     probe.mkdir()
     try:
@@ -161,13 +161,13 @@ def _writes(folder: Path) -> Iterator[Finding]:
 
 @contextlib.contextmanager
 def left_as_found(folder: Path) -> Iterator[None]:
-    """Remove the folder, and those above it that were not there either, unless something was put
-    into them meanwhile."""
+    """Removes the folder at the end, and those above it, if they were not there before and are
+    empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     finally:
-        # Not there, not empty, or another process was first.
+        # It may be missing or not empty, or another process was first.
         with contextlib.suppress(OSError):
             for path in made:
                 path.rmdir()

@@ -1,4 +1,4 @@
-"""The config's model and problems: whether they are there, end their turns, and fit."""
+"""The config's model and problems: whether they can be read, and whether prompts fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cipo_jax import tasks
 from cipo_jax.config import Config
-from cipo_jax.doctor.finding import Finding, fail, ok, warn
+from cipo_jax.doctor.diagnosis import Diagnosis, fail, ok, warn
 from cipo_jax.model.files.load import load_architecture
 from cipo_jax.text.prompts import Renderer, longest_prompt
 from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
@@ -17,15 +17,15 @@ from cipo_jax.verify import NumberReference, TextReference
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Read once, for both who ask; a source is frozen.
+# Both checks ask for them; a source is hashable.
 _problems = functools.cache(tasks.load)
 
 
-def model(cfg: Config) -> Iterator[Finding]:
+def model(cfg: Config) -> Iterator[Diagnosis]:
     """Constants, tokenizer, the tokens that end an answer, chat template. No weights are read, but
     a model on the hub is fetched.
 
-    Raises: ValueError where one of them is missing; says which.
+    Raises: ValueError that says which of them is missing, or that they do not belong together.
     """
     arch = load_architecture(cfg.model)
     tokenizer = load_tokenizer(cfg.model)
@@ -41,11 +41,11 @@ def model(cfg: Config) -> Iterator[Finding]:
     yield template(tokenizer, thinking=cfg.prompts.thinking)
 
 
-def template(tokenizer: PreTrainedTokenizerFast, *, thinking: bool) -> Finding:
-    """Whether a prompt stands unchanged at the head of the chat that its answer makes of it.
+def template(tokenizer: PreTrainedTokenizerFast, *, thinking: bool) -> Diagnosis:
+    """Whether the chat with an answer begins with the very prompt that asked for it.
 
     A run does not depend on it: its prompts are one turn, and completions are kept as tokens. It
-    matters to whoever fine-tunes on whole chats, or serves the model with several turns.
+    matters for fine-tuning on whole chats, and for serving the model with several turns.
     """
     asked = [{"role": "user", "content": "What is 1 + 1?"}]
     answered = [*asked, {"role": "assistant", "content": "It is 2."}]
@@ -66,8 +66,8 @@ def template(tokenizer: PreTrainedTokenizerFast, *, thinking: bool) -> Finding:
     )
 
 
-def problems(cfg: Config) -> Iterator[Finding]:
-    """Every prompt that the run can show, as it is rendered at its start.
+def problems(cfg: Config) -> Iterator[Diagnosis]:
+    """Renders every prompt as a run does at its start.
 
     Raises: ValueError for a source that can't be read, or a prompt that is too long.
     """
@@ -87,8 +87,8 @@ def problems(cfg: Config) -> Iterator[Finding]:
 
 
 def executes(cfg: Config) -> bool:
-    """Whether answers are judged in processes of the verifier's pool, and not by comparing numbers
-    and texts; True where the problems can't be read."""
+    """Whether answers are judged in processes of the verifier's pool, and not only by comparing
+    numbers and texts; True if the problems can't be read."""
     try:
         loaded = _problems(cfg.tasks)
     except (ValueError, OSError, ImportError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cipo_jax.config import Verify
-from cipo_jax.doctor.finding import Finding, fail, ok, warn
+from cipo_jax.doctor.diagnosis import Diagnosis, fail, ok, warn
 from cipo_jax.verify import SandboxError, StdioReference, VerifierPool
 from cipo_jax.verify.judge import Judge
 from cipo_jax.verify.remote import open_pool
@@ -23,16 +23,16 @@ _DEADLINE_S = 2.0
 _GRACE_S = 5.0
 
 
-def sandbox(settings: Verify, *, is_needed: bool) -> Iterator[Finding]:
-    """Open the pool, which attacks its own sandbox, and judge a right and a hanging program.
+def sandbox(settings: Verify, *, is_needed: bool) -> Iterator[Diagnosis]:
+    """Opens the pool, which attacks its own sandbox, and judges a correct and a hanging program.
 
     Args:
-      is_needed: the run judges in processes; otherwise it can do without a sandbox.
+      is_needed: whether the run judges in processes; if not, it needs no sandbox.
     """
     settings = dataclasses.replace(
         settings, workers=1, deadline_s=min(settings.deadline_s, _DEADLINE_S)
     )
-    before = _descendants()
+    before = descendants()
     try:
         pool = open_pool(settings)
     except (SandboxError, ConnectionError, ValueError) as error:
@@ -50,8 +50,8 @@ def sandbox(settings: Verify, *, is_needed: bool) -> Iterator[Finding]:
             )
         else:
             yield ok("sandbox", str(pool.report))
-        yield _hanging(pool, settings)
-    left = _descendants() - before
+        yield hanging_program(pool, settings)
+    left = descendants() - before
     if left:
         yield fail(
             "hanging program",
@@ -60,8 +60,8 @@ def sandbox(settings: Verify, *, is_needed: bool) -> Iterator[Finding]:
         )
 
 
-def _hanging(pool: Judge, settings: Verify) -> Finding:
-    """A program that spins is killed at its deadline, and the worker goes on judging."""
+def hanging_program(pool: Judge, settings: Verify) -> Diagnosis:
+    """Whether a program that spins is killed at its deadline, and the pool then judges others."""
     first = pool.submit(_HONEST, _SUM).result()
     start = time.perf_counter()
     hung = pool.submit(_HANGING, _SUM).result()
@@ -70,19 +70,19 @@ def _hanging(pool: Judge, settings: Verify) -> Finding:
     verdicts = [f"{v.status.name.lower()} ({v.reason})" for v in (first, hung, after)]
     limit = settings.service_deadline_s if settings.service_url else settings.deadline_s + _GRACE_S
     is_well = first.reason == after.reason == "ok" and hung.reason == "timeout" and seconds < limit
-    text = f"ended after {seconds:.1f} s; a right program before and after it is right"
+    text = f"ended after {seconds:.1f} s; a correct program before and after it is right"
     if is_well:
         return ok("hanging program", text)
     return fail(
         "hanging program",
-        f"a right, a hanging and a right program are judged {', '.join(verdicts)}, the second "
+        f"a correct, a hanging and a correct program are judged {', '.join(verdicts)}, the second "
         f"after {seconds:.1f} s",
         "Raise verify.deadline_s or lower verify.workers if this machine is busy.",
     )
 
 
-def _descendants() -> set[int]:
-    """Processes that stem from this one; empty where there is no /proc."""
+def descendants() -> set[int]:
+    """All descendants of this process, by their ids; empty where there is no /proc."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

@@ -2,7 +2,7 @@
 
     weights     safetensors and config.json, or for peft adapter_model.safetensors and its config
     tokenizer   with the chat template and generation_config.json: every token that ends an answer
-    README.md   what the run was, what it reached, and how far transformers is from these weights
+    README.md   the run, its results, and how far transformers is from these weights
 
 The folder is complete or not there: it is written beside its place, and renamed at the end.
 """
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from cipo_jax.config import Config, Lora, MeshShape, ModelSource, PretrainedModel, configfile
 from cipo_jax.export import adapter_folder, licence, model_folder
 from cipo_jax.export.card import model_card
-from cipo_jax.export.check import NotChecked, Outcome, compare
+from cipo_jax.export.check import Comparison, NotChecked, compare
 from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model import adapter
 from cipo_jax.model.adapter import Adapter
@@ -37,13 +37,13 @@ __all__ = ["Exported", "export"]
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """An exported folder."""
 
     folder: Path
     step: int | None
     """None for a model that no run trained."""
     dtype: str
-    check: Outcome
+    check: Comparison
 
 
 def export(
@@ -55,18 +55,18 @@ def export(
     as_adapter: bool = False,
     has_check: bool = True,
 ) -> Exported:
-    """Write the policy of a run, or a model as it is, to the new folder `out`.
+    """Writes the policy of a run, or a model as it is, to the new folder `out`.
 
     A LoRA run's adapter is merged into its base, unless `as_adapter` asks for a folder for peft.
 
     Args:
       source: a run's folder, or a model as `model.path` of a configuration names it.
       step: which checkpoint of the run; None for the newest.
-      dtype: of the weights; None for that of the model's own files (float32 for quantised ones and
-        for random weights). An adapter is float32.
-      has_check: compare with transformers, where it is installed with PyTorch.
-    Raises: ValueError if `out` is there and not empty, the run has no such checkpoint or no adapter
-      to be exported alone, or the model is not found.
+      dtype: type of the weights; None for that of the model's own files (float32 for quantised
+        files and for random weights). An adapter is float32.
+      has_check: compare with transformers, if it is installed with PyTorch.
+    Raises: ValueError if `out` exists and is not empty, the run has no such checkpoint or no
+      adapter to be exported alone, or the model is not found.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there already and not empty: choose a new folder.")
@@ -136,7 +136,7 @@ def _export_adapter(
         adapter_folder.write(trained, cfg.adapter, cfg.model, folder)
         tokenizer = load_tokenizer(cfg.model)
         tokenizer.save_pretrained(folder)
-        check: Outcome = NotChecked("it was not asked for")
+        check: Comparison = NotChecked("it was not asked for")
         if has_check:
             base, arch = load_model(cfg.model)
             params = adapter.adapt(base, trained, cfg.adapter)
@@ -148,7 +148,7 @@ def _export_adapter(
 
 def _write_model(
     params: Params, arch: Architecture, source: ModelSource, folder: Path, has_check: bool
-) -> Outcome:
+) -> Comparison:
     tokenizer = load_tokenizer(source)
     model_folder.write(params, arch, source, tokenizer, folder)
     licence.copy_files(source, folder)
@@ -165,7 +165,7 @@ def _write_run_files(
     folder: Path,
     *,
     dtype: str,
-    check: Outcome,
+    check: Comparison,
     is_adapter: bool,
 ) -> None:
     shutil.copy(run / "config.yaml", folder / "cipo_config.yaml")
@@ -181,7 +181,7 @@ def _write_run_files(
 
 
 def _mesh() -> jax.sharding.Mesh:
-    """One device: an export computes nothing that is worth more."""
+    """One device: an export computes next to nothing."""
     return make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
 
 

@@ -33,7 +33,7 @@ def write(trained: Adapter, cfg: Lora, base: PretrainedModel, folder: Path) -> N
         stacked = np.asarray(getattr(trained, name), np.float32)
         rank_axis = str(letters_of(hint)).split().index("R")
         for layer, field in enumerate(stacked):
-            # [R, in] of either: B is stored the other way round.
+            # [R, in] for both factors; B is stored transposed.
             matrix = np.moveaxis(field, rank_axis - 1, 0).reshape(cfg.rank, -1)
             module = modules[projection].format(layer).removesuffix(".weight")
             tensors[f"base_model.model.{module}.lora_{side.upper()}.weight"] = np.ascontiguousarray(
@@ -57,8 +57,8 @@ def write(trained: Adapter, cfg: Lora, base: PretrainedModel, folder: Path) -> N
 
 
 def loader(base: PretrainedModel, folder: Path) -> Callable[[], Any] | str:
-    """Loads base and adapter as a user of peft does, in float32; or the reason why that can't be
-    done here.
+    """A function that loads base and adapter as a user of peft does, in float32; or the reason why
+    that can't be done here.
     """
     if importlib.util.find_spec("peft") is None:
         return "peft is not installed"

@@ -1,4 +1,4 @@
-"""The model card: README.md of an exported folder, from what the run left behind."""
+"""The model card: README.md of an exported folder, from the files of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from cipo_jax import __version__
 from cipo_jax.config import Config, Lora, ModelSource, PretrainedModel, RandomModel
-from cipo_jax.export.check import PROMPTS, NotChecked, Outcome
+from cipo_jax.export.check import QUESTIONS, Comparison, NotChecked
 from cipo_jax.model.files.load import is_hub_id
 from cipo_jax.report.comparison import figures
 
@@ -38,7 +38,7 @@ def model_card(
     licence: str | None,
     *,
     dtype: str,
-    check: Outcome,
+    check: Comparison,
     run: tuple[Path, Config, int] | None,
     is_adapter: bool,
 ) -> str:
@@ -145,17 +145,17 @@ def _environment(folder: Path) -> str:
     return f"## Environment\n\n{_table(('', ''), rows.items())}"
 
 
-def _agreement(check: Outcome) -> str:
+def _agreement(check: Comparison) -> str:
     if isinstance(check, NotChecked):
         return f"## Check\n\nNot checked against transformers: {check.reason}."
     ids = "the same" if check.has_same_token_ids else "NOT the same"
     answers = "\n".join(
         f"- {prompt} → {' '.join(answer.split()) or '(nothing)'}"
-        for prompt, answer in zip(PROMPTS, check.answers, strict=True)
+        for prompt, answer in zip(QUESTIONS, check.answers, strict=True)
     )
     return (
         f"## Check\n\nOn export, this folder was loaded by {check.versions} in float32 and asked "
-        f"{len(PROMPTS)} questions. Against the trainer's own forward pass, the largest gap of a "
+        f"{len(QUESTIONS)} questions. Against the trainer's own forward pass, the largest gap of a "
         f"logit is {check.largest_gap:.2g} (the largest logit is {check.largest_logit:.3g}), and "
         f"{check.greedy_agreement:.1%} of {check.num_tokens} greedily generated tokens are the "
         f"likeliest for both. The tokenizer gives {ids} ids. The answers, cut off after a few "

@@ -1,8 +1,8 @@
-"""Whether transformers computes, from an exported folder, what the trainer computed.
+"""A comparison of an exported folder, as transformers computes from it, with the trainer.
 
 In: the folder, and the parameters that were written to it. Out: the largest difference of logits
 and how often the likeliest token is the same, over a few fixed prompts and their greedy answers; or
-the reason why nobody looked.
+the reason why the two were not compared.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from cipo_jax.model.transformer import Params, hidden_states
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PROMPTS = (
+QUESTIONS = (
     "What is 7 + 5?",
     "What is the capital of France?",
     "Name three colours of the rainbow.",
     "Write a Python function that reverses a string.",
 )
-TEXTS = (*PROMPTS, "naïve café, 世界 🙂\u200d, \t two  spaces\r\n", "x = [1, 2]\n    return x**2")
+TEXTS = (*QUESTIONS, "naïve café, 世界 🙂\u200d, \t two  spaces\r\n", "x = [1, 2]\n    return x**2")
 """Texts whose token ids are compared."""
 
 NEW_TOKENS = 16
@@ -42,20 +42,20 @@ NEW_TOKENS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Of two implementations in float32."""
+    """How near transformers and the trainer are, both in float32."""
 
     largest_gap: float
-    """Of a logit, over the whole vocabulary at every token."""
+    """Largest difference of a logit, over the whole vocabulary at every token."""
     largest_logit: float
-    """In absolute value: what the gap is to be compared with."""
+    """Largest absolute value of a logit, for comparison with the gap."""
     greedy_agreement: float
     """Share of the greedily generated tokens that are the likeliest for both."""
     num_tokens: int
-    """Generated tokens."""
+    """Number of generated tokens."""
     has_same_token_ids: bool
-    """The exported tokenizer, read anew, encodes all texts as the run's did."""
+    """Whether the exported tokenizer, read anew, encodes all texts as the run's does."""
     answers: tuple[str, ...]
-    """To PROMPTS."""
+    """The answers to QUESTIONS."""
     versions: str
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class NotChecked:
-    """Nobody looked."""
+    """The two were not compared."""
 
     reason: str
 
@@ -77,7 +77,7 @@ class NotChecked:
         return f"not checked against transformers: {self.reason}"
 
 
-Outcome = Agreement | NotChecked
+Comparison = Agreement | NotChecked
 
 
 def compare(
@@ -88,12 +88,12 @@ def compare(
     tokenizer: PreTrainedTokenizerFast,
     *,
     is_adapter: bool,
-) -> Outcome:
-    """Answers PROMPTS greedily with the exported model, and scores the same tokens with `params`.
+) -> Comparison:
+    """Answers QUESTIONS greedily with the exported model, and scores the same tokens with `params`.
 
     Args:
-      load: gives the exported model in PyTorch; or the reason why it can't be loaded.
-      params: what was exported, after rounding to its dtype.
+      load: returns the exported model in PyTorch; or the reason why it can't be loaded.
+      params: the exported parameters, after rounding to their dtype.
     """
     if importlib.util.find_spec("torch") is None:
         return NotChecked("PyTorch is not installed")
@@ -111,7 +111,7 @@ def compare(
     logging.disable_progress_bar()
     model = load().eval()
     again = AutoTokenizer.from_pretrained(folder)
-    prompts = [_prompt(tokenizer, text) for text in PROMPTS]
+    prompts = [_prompt(tokenizer, text) for text in QUESTIONS]
     generated = []
     with torch.no_grad():
         for prompt in prompts:
@@ -120,7 +120,7 @@ def compare(
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                 do_sample=False,
                 max_new_tokens=NEW_TOKENS,
-                # Or what the model's own settings say of sampling would be complained about.
+                # Or transformers warns of sampling settings in the model's own configuration.
                 temperature=None,
                 top_p=None,
                 top_k=None,
@@ -140,7 +140,7 @@ def compare(
         greedy_agreement=float(np.concatenate(is_same).mean()),
         num_tokens=sum(map(len, is_same)),
         has_same_token_ids=all(_ids(again, text) == _ids(tokenizer, text) for text in TEXTS)
-        and prompts == [_prompt(again, text) for text in PROMPTS],
+        and prompts == [_prompt(again, text) for text in QUESTIONS],
         answers=tuple(
             tokenizer.decode(tokens[len(prompt) :], skip_special_tokens=True).strip()
             for tokens, prompt in zip(generated, prompts, strict=True)
@@ -150,7 +150,7 @@ def compare(
 
 
 def _scores(params: Params, rows: list[list[int]], arch: Architecture) -> list[np.ndarray]:
-    """Logits [tokens, V] of each row."""
+    """The logits [tokens, V] of each row."""
     length_B = np.array([len(row) for row in rows])
     token_BT = np.zeros((len(rows), length_B.max()), np.int32)
     for token_T, row in zip(token_BT, rows, strict=True):
@@ -177,7 +177,8 @@ def _prompt(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False).input_ids
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
 
 
 def _versions(*packages: str) -> str:

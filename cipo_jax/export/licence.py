@@ -1,4 +1,4 @@
-"""The licence of the base model: what its files say of it, and its text."""
+"""The licence of the base model: its identifier and its text, from the model's files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _TEXTS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 def of(source: ModelSource) -> str | None:
-    """The licence's identifier, as the .gguf file's metadata or the folder's model card states it;
-    None where nothing states it.
+    """The licence's identifier in the metadata of the .gguf file or in the folder's model card;
+    None if neither states it.
     """
     if not isinstance(source, PretrainedModel):
         return None
@@ -36,7 +36,7 @@ def of(source: ModelSource) -> str | None:
 
 
 def copy_files(source: ModelSource, folder: Path) -> None:
-    """Copies licence texts and notices that lie beside the base model's weights."""
+    """Copies the licence texts and notices that are beside the base model's weights."""
     if not isinstance(source, PretrainedModel):
         return
     path = resolve(source.path)

@@ -27,12 +27,12 @@ def write(
     """Weights in the dtype of `params`, constants, tokenizer and the tokens that end an answer.
 
     Args:
-      source: where the model came from; what its generation_config.json states is kept.
+      source: where the model came from; its generation_config.json is kept.
     """
     hf.save(params, arch, folder)
     ends = eos_ids(source, tokenizer)
     save_tokenizer(tokenizer, ends, folder, source)
-    # Servers read them here, or there, or in both.
+    # Some servers read them in generation_config.json, some here, some in both.
     file = folder / "config.json"
     config = json.loads(file.read_text()) | {
         "eos_token_id": list(ends) if len(ends) > 1 else ends[0],
@@ -43,7 +43,7 @@ def write(
 
 
 def loader(folder: Path) -> Callable[[], Any]:
-    """Loads the folder as a user of transformers does, in float32."""
+    """A function that loads the folder as a user of transformers does, in float32."""
 
     def load() -> Any:
         import torch

@@ -1,7 +1,16 @@
-"""What a run needs on devices that are not there: `cipo plan`.
+"""`cipo plan`: the needs of a run on devices that are not there.
 
 Every program of the run is compiled by the accelerator's own compiler, which needs no accelerator,
 and the memory of the whole cycle is added up.
+
+hardware.py     chips and slices by their names; devices.py describes them to the compiler
+programs.py     every program of a run, with abstract arguments
+compile.py      one program compiled; answers.py keeps what the compiler answered
+flops.py        operations of a program; movement.py, collectives.py, loops.py, hlo.py its traffic
+cycle.py        the memory of a device from call to call
+search.py       the largest settings that fit
+record.py       the plan as data; report.py as tables, picture.py as a picture
+worker.py       the process that does it
 """
 
 from __future__ import annotations
@@ -56,16 +65,16 @@ def make(
       hbm_gib: memory of a device; None takes what the compiler or the data sheet says.
       knobs: settings whose largest value is searched for.
       answers: folder where the compiler's answers are kept from plan to plan; None keeps none.
-      say: is told what goes on, a line at a time.
+      say: is told of the progress, a line at a time.
 
     Raises:
       ImportError: the compiler is not installed; says how to get it.
-      ValueError: the configuration does not go with the slice.
+      ValueError: the configuration does not fit the slice's shape.
       RuntimeError: the compiler failed for another reason than memory.
     """
     check_compiler(wanted)
     request = Request(cfg=cfg, slice=wanted, hbm_gib=hbm_gib, knobs=tuple(knobs), answers=answers)
-    # A file without a name: nothing is left of it, however this process ends.
+    # A file without a name: nothing remains of it, however this process ends.
     with tempfile.TemporaryFile() as results:
         said = _run(pickle.dumps(request), results, say)
         results.seek(0)
@@ -82,7 +91,7 @@ def make(
 
 
 def _run(request: bytes, results: IO[bytes], say: Callable[[str], None]) -> list[str]:
-    """Runs the worker; returns what it said, other than its progress."""
+    """Runs the worker; returns the lines that it printed, without its progress."""
     kept: list[str] = []
     with subprocess.Popen(
         [sys.executable, "-m", "cipo_jax.plan.worker"],
@@ -94,7 +103,7 @@ def _run(request: bytes, results: IO[bytes], say: Callable[[str], None]) -> list
         assert process.stdin is not None
         assert process.stderr is not None
         try:
-            # Left open: that it closes tells the worker that nobody waits for it any more.
+            # Left open: when it closes, the worker knows that nobody waits for it any more.
             process.stdin.write(request)
             process.stdin.flush()
             for line in process.stderr:

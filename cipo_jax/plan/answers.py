@@ -1,9 +1,9 @@
-"""What the compiler answers, kept in a folder: what was compiled once is not compiled again.
+"""The compiler's answers, kept in a folder: a program that was compiled once is not compiled again.
 
-Most of a plan's programs are the same again in the next one: after another setting was changed,
-after an interruption, for an adapter in the place of full training. JAX's own compilation cache
-can't help, as it keeps executables, which can't be read back without their devices. A plan needs
-none: sizes, where the results lie, and the compiled program's text.
+Most of a plan's programs are the same again in the next plan: after a change of a setting, after an
+interruption, for an adapter instead of full training. JAX's own compilation cache can't help, as it
+keeps executables, which can't be read back without their devices. A plan needs none, only sizes,
+the shardings of the results and the compiled program's text.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Bytes of one device, by the compiler."""
+    """Bytes on one device, by the compiler."""
 
     arguments: int
     results: int
-    """Without those that take the place of arguments."""
+    """Without results that are written over arguments."""
     temporaries: int
     peak: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the compiler said about a program."""
+    """The compiler's answer for one program."""
 
     refused_bytes: int | None
-    """What it would have needed, by the compiler's message; None where it was compiled."""
+    """Bytes that a refused program needs, by the compiler's message; None where it was compiled."""
     sizes: Sizes | None
     specs: tuple[PartitionSpec, ...]
-    """How each result lies over the mesh."""
+    """How each result is split over the mesh."""
     text: str
-    """The compiled program."""
+    """The compiled program; empty where it was refused."""
     cpu_s: float
 
 
 def answer(lowered: jax.stages.Lowered, mesh: Mesh, folder: Path | None) -> Answer:
-    """The compiler's answer for a program, from the folder if it was given there before.
+    """The compiler's answer for a program, from the folder if it is there.
 
-    Raises: what the compiler raises for any other reason than memory.
+    Raises: the compiler's error, if that is about anything else than memory.
     """
     if folder is None:
         return _ask(lowered)
@@ -112,21 +112,18 @@ def memory_of(executable: jax.stages.Compiled) -> Sizes:
 
 
 def _key(lowered: jax.stages.Lowered, mesh: Mesh) -> str:
-    """All that decides about the answer: the program with its shardings, the devices and how the
-    mesh is laid over them, the compiler and its settings."""
+    """A hash of everything that the answer depends on: the program with its shardings, the devices
+    in the order of the mesh, the compiler and its settings."""
     versions = [(name, _version(name)) for name in ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")]
     devices = [
         (device.device_kind, getattr(device, "coords", None), device.id)
         for device in mesh.devices.flat
     ]
     settings = [os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    described = json.dumps([versions, devices, settings, _fields()])
+    # An answer that was kept with other fields is of no use.
+    fields = [*Answer.__dataclass_fields__, *Sizes.__dataclass_fields__]
+    described = json.dumps([versions, devices, settings, fields])
     return hashlib.sha256((described + lowered.as_text()).encode()).hexdigest()[:32]
-
-
-def _fields() -> list[str]:
-    """An answer with other fields is another answer."""
-    return [*Answer.__dataclass_fields__, *Sizes.__dataclass_fields__]
 
 
 def _version(name: str) -> str | None:
@@ -149,7 +146,7 @@ def _read(path: Path) -> Answer:
 
 def _write(path: Path, found: Answer) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Under another name until it is whole, for a plan that is killed and those beside it.
+    # Under another name until it is whole: this plan may be killed, and others may be running.
     handle, half = tempfile.mkstemp(dir=path.parent, prefix=".")
     with os.fdopen(handle, "wb") as file, gzip.open(file, "wt", compresslevel=6) as text:
         json.dump({**asdict(found), "specs": [tuple(spec) for spec in found.specs]}, text)

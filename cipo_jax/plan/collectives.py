@@ -1,4 +1,4 @@
-"""What a compiled program's devices exchange."""
+"""The data that devices exchange in one run of a compiled program."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ _KINDS = (
     "collective-broadcast",
 )
 _WINDOWED = {"ag": "all-gather in pieces", "rs": "reduce-scatter in pieces"}
-"""Kinds of permutations that together are another collective; the last piece of each stays a
-`collective-permute`, as it moves beside the loop."""
+"""Permutations that are pieces of another collective. The last piece of each moves outside of the
+loop, and is counted as a `collective-permute`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collective:
-    """All collectives of a program that are alike, on one device."""
+    """The collectives of a program that have the same kind, group and size."""
 
     kind: str
     group: int
     """Devices that take part together; 0 where the text does not say."""
     result_bytes: int
-    """What a device holds after one of them."""
+    """Size of the result on one device."""
     static: int
-    """How many of them the program's text has."""
+    """Number of them in the program's text."""
     runs: float
-    """How many of them run, loops included."""
+    """Number of them in one run of the program, loops included."""
 
     @property
     def sent_bytes(self) -> float:
-        """What a device has to send at least, over all runs.
+        """Bytes that a device has to send at least, over all runs.
 
         all-gather and all-to-all: the share of the others, (n - 1) / n of the result;
         reduce-scatter: n - 1 pieces of the size of the result; all-reduce: both, one after the
@@ -63,7 +63,7 @@ def collectives(
     """The collectives of a program; those that send most come first.
 
     Args:
-      executed: computations with how often each runs.
+      executed: computations and the number of times that each runs.
     """
     often: dict[str, float] = {}
     alike: dict[str, tuple[str, int, int]] = {}
@@ -73,7 +73,7 @@ def collectives(
             if found is None:
                 continue
             kind, described = found
-            # The start, the middle and the end of one that is asynchronous count once.
+            # The start, the middle and the end of an asynchronous collective count as one.
             name = _identity(described) or f"{computation.name}/{i.name}"
             if name not in often or times > often[name]:
                 often[name] = times
@@ -91,7 +91,8 @@ def collectives(
 def _collective(
     i: Instruction, where: Computation, computations: Mapping[str, Computation]
 ) -> tuple[str, Instruction] | None:
-    """Its kind, and the instruction that says who takes part; None for other instructions."""
+    """The kind of a collective, and the instruction that names the devices; None for any other
+    instruction."""
     if i.opcode == "fusion" and "all-reduce-scatter" in (i.attribute("calls") or ""):
         # An all-reduce of which each device keeps a piece.
         inside = computations[i.attribute("calls") or ""].instructions
@@ -105,9 +106,9 @@ def _collective(
 
 
 def _identity(i: Instruction) -> str | None:
-    """What the start, the middle and the end of an asynchronous collective share: a channel, the
-    line of the program and who takes part. The channel alone does not do, as all of a `shard_map`
-    have the same."""
+    """The attributes that the start, the middle and the end of an asynchronous collective share:
+    channel, line of the program and devices. The channel alone is not enough, as all collectives of
+    a `shard_map` have the same one."""
     channel = i.attribute("channel_id")
     if channel is None:
         return None
@@ -138,7 +139,7 @@ def _group_size(rest: str) -> int:
 
 
 def _ring(next_of: Mapping[str, str]) -> int:
-    """Devices that a piece passes before it is back where it started; 0 if it never is."""
+    """The number of devices that a piece visits until it is back at the first; 0 if it never is."""
     start = device = next(iter(next_of), "")
     for count in range(1, len(next_of) + 1):
         device = next_of.get(device, "")

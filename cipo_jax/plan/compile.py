@@ -1,4 +1,4 @@
-"""One program, compiled for devices that are not there: what it needs, or why it is refused."""
+"""One program, compiled for devices that are not there: its needs, or that it was refused."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from cipo_jax.plan.programs import Program
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one device."""
+    """Bytes on one device."""
 
     arguments: int
     host_arguments: int
-    """Of the arguments, what came from the host for this call."""
+    """The part of the arguments that comes from the host for this call."""
     results: int
-    """Without those that take the place of arguments."""
+    """Without results that are written over arguments."""
     temporaries: int
     peak: int
     """At the worst moment, arguments and results included; no fit where it exceeds the memory."""
 
     @property
     def growth(self) -> int:
-        """What the worst moment needs beyond what lay in memory before the call."""
+        """What the worst moment needs beyond what was in memory before the call."""
         return self.peak - self.arguments + self.host_arguments
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """What became of a program."""
+    """A program after compilation."""
 
     memory: Memory | None
-    """None where the compiler refused it."""
+    """None where the compiler refused the program."""
     refused_bytes: int | None
-    """What it would have needed, by the compiler's message."""
+    """Bytes that a refused program needs, by the compiler's message; None for others."""
     count: Count
-    """Operations of one run, over all devices."""
+    """Operations of one run on all devices together."""
     movement: Movement
-    """Of one run, on one device."""
+    """Bytes and collectives of one run on one device."""
     compile_cpu_s: float
 
 
@@ -57,9 +57,9 @@ def compile_program(
 
     Args:
       folder: where answers of the compiler are kept; None asks it in any case.
-    Returns: what it needs, and its results as `jax.ShapeDtypeStruct`s with shardings; None in their
-      place if the compiler refused it for want of memory.
-    Raises: what the compiler raises for any other reason.
+    Returns: its needs, and its results as `jax.ShapeDtypeStruct`s with shardings; None in place of
+      the results if the compiler refused it for want of memory.
+    Raises: the compiler's error, if that is about anything else than memory.
     """
     # Kernels ask the mesh, and not this machine's devices, what they are compiled for.
     with jax.set_mesh(mesh):

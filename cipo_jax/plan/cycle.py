@@ -1,8 +1,8 @@
-"""What lies in a device's memory as a step goes on, and where it is fullest.
+"""The memory of a device in the course of a step, and where it is fullest.
 
-A program only knows its own arguments. Beside it lies everything that is kept for other programs:
-an optimizer state while tokens are drawn, a prompt's cache while the layers are taken apart. Pure
-arithmetic on what the compiler measured.
+A program only knows its own arguments. Everything that is kept for other programs is in memory too:
+the optimizer state while tokens are drawn, the prompts' cache while the layers are taken apart.
+This is arithmetic on the compiler's figures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cipo_jax.plan.compile import Compiled
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A program's place in the cycle, and what became of it."""
+    """A compiled program and its place in the cycle; the fields are those of `Program`."""
 
     phase: str
     name: str
@@ -36,12 +36,12 @@ class Moment:
 
     label: str
     kept: dict[str, int]
-    """Bytes by name of what lay there before the call, used by it or not."""
+    """Name -> bytes that were in memory before the call, used by it or not."""
     growth: int
-    """What the call needs beyond that."""
+    """Bytes that the call needs beyond them."""
     is_refused: bool
-    """The compiler refused the program; `growth` is then what it asked for beyond what is kept, as
-    far as it said so, and may be too small."""
+    """The compiler refused the program; `growth` is then taken from its message, and may be too
+    small."""
 
     @property
     def total(self) -> int:
@@ -49,10 +49,10 @@ class Moment:
 
 
 def moments(resident: Mapping[str, int], calls: Sequence[Call]) -> list[Moment]:
-    """Memory over the calls, in their order.
+    """The worst moment of each call, in their order.
 
     Args:
-      resident: bytes by name of what stays from the first call to the last.
+      resident: name -> bytes that stay in memory from the first call to the last.
     """
     kept = dict(resident)
     found = []
@@ -61,7 +61,7 @@ def moments(resident: Mapping[str, int], calls: Sequence[Call]) -> list[Moment]:
         if memory is None:
             growth = max(0, (call.compiled.refused_bytes or 0) - sum(kept.values()))
             found.append(Moment(label=call.label, kept=dict(kept), growth=growth, is_refused=True))
-            # What it would have made, and what would have been dropped, is not known.
+            # It is not known what it would have made and what would have been dropped.
             kept = dict(resident)
             continue
         before = (call.at_once - 1) * memory.results
@@ -86,5 +86,5 @@ def fits(found: Sequence[Moment], available_bytes: int) -> bool:
 
 
 def fullest(found: Sequence[Moment]) -> Moment:
-    """The moment that needs most."""
+    """The moment that needs most memory."""
     return max(found, key=lambda m: m.total)

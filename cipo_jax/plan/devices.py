@@ -26,7 +26,7 @@ gpu_device_info {
 }
 dnn_version_info { major: 9 minor: 8 patch: 0 }
 """
-"""What XLA asks of a GPU, as the driver reports it for an H100 SXM."""
+"""The properties of a GPU that XLA asks for, as the driver reports them for an H100 SXM."""
 
 
 def check_compiler(wanted: Slice) -> None:

@@ -19,7 +19,7 @@ from cipo_jax.plan.loops import LoopTrips
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """Operations over all devices, as far as they can be seen."""
+    """Operations on all devices together."""
 
     flops: float
     uncounted: tuple[str, ...]
@@ -29,12 +29,12 @@ class Count:
 def count(jaxpr: ClosedJaxpr, trips: LoopTrips) -> Count:
     """Operations of all matrix products and convolutions, two for each multiply and add.
 
-    Elementwise work is left out. What a device computes in a `shard_map` counts for every device.
-    Of the branches of a condition the most expensive counts. A Pallas kernel counts what its
-    `cost_estimate` says, or the inside of it for each place of its grid, as if it skipped none.
+    Elementwise work is left out. The inside of a `shard_map` counts once for every device. Of the
+    branches of a condition the most expensive one counts. A Pallas kernel counts as much as its
+    `cost_estimate` says, or its inside once for each point of its grid, as if it skipped none.
 
     Args:
-      trips: of the `while` loops, outermost first where they are nested.
+      trips: the lengths of the `while` loops, outermost first where they are nested.
     Raises: ValueError if `trips` does not give one number per loop.
     """
     bounds = [_bound(eqn) for eqn in _loops(jaxpr.jaxpr)]
@@ -95,7 +95,7 @@ def _of_kernel(params: dict[str, Any], uncounted: set[str]) -> float:
 
 
 def _loops(jaxpr: Jaxpr) -> Iterator[Any]:
-    """The `while` equations in the order in which `_flops` asks for their lengths."""
+    """The `while` equations, in the order in which `_flops` needs their lengths."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "while":
             yield eqn

@@ -1,8 +1,8 @@
-"""What can be planned for: chips with their peak numbers, and the names of slices of them.
+"""Chips with their peak numbers, and the names of slices of them.
 
-Two ways of naming one thing: libtpu says `v5e:4x4`, Google Cloud says `v5litepod-16`. Both are
-taken. Names of v4 and v5p on Google Cloud count cores, two a chip: `v5p-16` has 8 chips.
-Loads no jax.
+A slice has two names, both of which are understood: `v5e:4x4` for libtpu is `v5litepod-16` for
+Google Cloud, whose names of v4 and v5p count cores, two a chip: `v5p-16` has 8 chips. This module
+loads no jax.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class Chip:
     link_bandwidth: float
     """Bytes a second that a chip can send to others of its slice, over all its links."""
     hbm_gib: float | None
-    """Memory that the plan compares with; None: the compiler says it."""
+    """Memory of a device; None where the compiler knows it."""
     source: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Chips that are planned for together."""
+    """The chips that a plan is for."""
 
     asked: str
-    """As the user named it."""
+    """The name that the user gave it."""
     chip: Chip
     dims: tuple[int, ...]
     rented_as: str | None
@@ -51,75 +51,43 @@ class Slice:
 
     @property
     def topology(self) -> str:
-        """The compiler's name of it."""
+        """The compiler's name for it."""
         return f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of the plan must know about the slice."""
-        said = []
+        """Facts about the slice that a reader of the plan must know."""
+        remarks = []
         if self.chip.platform == "tpu" and self.rented_as is None:
-            said.append(
+            remarks.append(
                 f"{self.topology} is not among the shapes that Google Cloud lists for "
                 f"{self.chip.name} ({_DOCS}/{self.chip.name}): the compiler accepts it, but it may "
                 "not be possible to rent it."
             )
         if self.chip.name == "v4":
-            said.append(
+            remarks.append(
                 "The compiler counts each of a v4 chip's two cores as a device with half of the "
                 "memory; a running v4 has one device per chip. The plan is for twice the devices."
             )
-        return tuple(said)
+        return tuple(remarks)
 
 
 CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip(
-            name="v4",
-            platform="tpu",
-            flops=275e12,
-            hbm_bandwidth=1228e9,
-            link_bandwidth=300e9,
-            hbm_gib=None,
-            source=f"{_DOCS}/v4 and {_DOCS}/v5p",
-        ),
-        Chip(
-            name="v5e",
-            platform="tpu",
-            flops=197e12,
-            hbm_bandwidth=819e9,
-            link_bandwidth=200e9,
-            hbm_gib=None,
-            source=f"{_DOCS}/v5e",
-        ),
-        Chip(
-            name="v5p",
-            platform="tpu",
-            flops=459e12,
-            hbm_bandwidth=2765e9,
-            link_bandwidth=600e9,
-            hbm_gib=None,
-            source=f"{_DOCS}/v5p",
-        ),
-        Chip(
-            name="v6e",
-            platform="tpu",
-            flops=918e12,
-            hbm_bandwidth=1640e9,
-            link_bandwidth=448e9,
-            hbm_gib=None,
-            source=f"{_DOCS}/v6e",
-        ),
-        Chip(
-            name="h100",
-            platform="cuda",
-            flops=989e12,
-            hbm_bandwidth=3352e9,
-            link_bandwidth=450e9,
-            hbm_gib=79.1,
-            source="NVIDIA H100 SXM data sheet, without sparsity",
-        ),
+    name: Chip(
+        name=name,
+        platform="cuda" if name == "h100" else "tpu",
+        flops=flops,
+        hbm_bandwidth=memory,
+        link_bandwidth=links,
+        hbm_gib=gib,
+        source=source,
+    )
+    for name, flops, memory, links, gib, source in (
+        ("v4", 275e12, 1228e9, 300e9, None, f"{_DOCS}/v4 and {_DOCS}/v5p"),
+        ("v5e", 197e12, 819e9, 200e9, None, f"{_DOCS}/v5e"),
+        ("v5p", 459e12, 2765e9, 600e9, None, f"{_DOCS}/v5p"),
+        ("v6e", 918e12, 1640e9, 448e9, None, f"{_DOCS}/v6e"),
+        ("h100", 989e12, 3352e9, 450e9, 79.1, "NVIDIA H100 SXM data sheet, without sparsity"),
     )
 }
 
@@ -134,7 +102,7 @@ _RENTED = {
     "v5p": ("v5p", _CUBIC + " 8192:16x16x16 12288:16x16x24"),
     "v4": ("v4", _CUBIC),
 }
-"""Google Cloud's prefix -> the chip, and its sizes with the shapes that they have."""
+"""Google Cloud's prefix -> the chip, and the shape of each of its sizes."""
 
 OFFERS: dict[str, tuple[str, tuple[int, ...]]] = {
     f"{prefix}-{size}": (chip, tuple(map(int, dims.split("x"))))
@@ -145,12 +113,12 @@ OFFERS: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def parse(name: str) -> Slice:
-    """The slice that `name` means: `v5e:4x4`, `v5litepod-16` (also `v5e-16`), or `h100:8` (GPUs of
-    one host).
+    """The slice of a name: `v5e:4x4`, `v5litepod-16` (also `v5e-16`), or `h100:8` (GPUs of one
+    host).
 
-    Raises: ValueError for a name that means nothing, with the nearest ones that do.
+    Raises: ValueError for an unknown name, which gives the nearest known ones.
     """
-    # The chip is v5e, and its slices are rented as v5litepod.
+    # The chip is called v5e, and its slices are rented as v5litepod.
     asked = re.sub(r"^v5e-", "v5litepod-", name.strip().lower())
     if asked in OFFERS:
         chip, dims = OFFERS[asked]

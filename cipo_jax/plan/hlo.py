@@ -53,14 +53,14 @@ class Computation:
 
     @property
     def results(self) -> list[Instruction]:
-        """What makes the result, or each part of it."""
+        """The instructions that make the result, or the parts of it."""
         root = self.root
         while root.opcode == "bitcast":
             root = self.by_name[root.operands[0]]
         return [self.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
 
     def uses(self, value: Instruction) -> list[Instruction]:
-        """The instructions that take a value, as it is or as other bits."""
+        """The instructions that take a value, directly or through a bitcast."""
         users = [i for i in self.instructions if value.name in i.operands]
         return [
             use
@@ -70,9 +70,9 @@ class Computation:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], Computation]:
-    """The computations by name, and the one that is run.
+    """All computations by name, and the one that is the program.
 
-    Raises: ValueError if the text is no compiled program.
+    Raises: ValueError if the text is not a compiled program.
     """
     computations: dict[str, Computation] = {}
     entry: Computation | None = None

@@ -1,7 +1,7 @@
-"""How often the parts of a compiled program run.
+"""The number of times that each part of a compiled program runs.
 
-A loop over a known range says so in its text. How often a loop runs whose length is data, is stated
-by the caller.
+A loop over a known range has its length in the text. The lengths of the others depend on data, and
+the caller states them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from cipo_jax.plan.hlo import Computation, called
 
 LoopTrips = Callable[[Sequence[int | None]], Sequence[int]]
-"""How often each loop runs whose length is data, in the order of the program. It is given the
+"""The lengths of the loops that depend on data, in the order of the program. It is given the
 constants that the loops' counters are compared with, None for a loop without one."""
 
 
@@ -31,7 +31,7 @@ def executed(
     """Every computation with how often it runs, and whether it is the inside of a fusion.
 
     Args:
-      lengths: of the loops, by the name of their instruction; 1 for those that are not there.
+      lengths: name of a loop's instruction -> times that it runs; once if it is not there.
     """
     pending = [(entry, 1.0, False)]
     while pending:
@@ -46,8 +46,8 @@ def executed(
 def loop_lengths(
     computations: Mapping[str, Computation], entry: Computation, trips: LoopTrips
 ) -> tuple[dict[str, float], int]:
-    """How often each loop runs, by the name of its instruction, and the number of loops for which
-    that is not known: all whose length is data, where `trips` does not state one for each.
+    """Name of a loop's instruction -> times that it runs, and the number of loops that are not
+    there: all that depend on data, if `trips` does not give a length for each of them.
     """
     lengths: dict[str, float] = {}
     open_ended: list[tuple[str, int | None]] = []
@@ -75,7 +75,7 @@ def loop_lengths(
 
 
 def _bound(condition: Computation) -> int | None:
-    """N of a condition `i < N`; of another condition, its only constant, if it has just one."""
+    """The constant N of the condition `i < N`, or the only constant of another condition."""
     constants = {
         i.name: int(i.inside)
         for i in condition.instructions
@@ -90,7 +90,7 @@ def _bound(condition: Computation) -> int | None:
 
 
 def _step(condition: Computation, body: Computation) -> int:
-    """What a loop adds to its counter, which starts from 0: the compiler unrolls some by two."""
+    """The step of a loop's counter, which starts from 0: the compiler unrolls some loops by two."""
     read = [condition.by_name[name] for name in condition.root.operands]
     counter = next((i for i in read if i.opcode == "get-tuple-element"), None)
     if counter is None or body.root.opcode != "tuple":

@@ -1,4 +1,4 @@
-"""What one run of a compiled program moves on a device: bytes of memory, and collectives.
+"""The memory traffic and the collectives of one run of a compiled program on a device.
 
 The compiler's own cost analysis takes every loop body once. Here each instruction counts as often
 as the loops around it run. Sizes are those of one device's program.
@@ -27,24 +27,24 @@ _UPDATE = "dynamic-update-slice"
 
 @dataclass(frozen=True, kw_only=True)
 class Movement:
-    """What one run of a program moves on a device."""
+    """The data that one run of a program moves on a device."""
 
     traffic_bytes: float
-    """Read from and written to memory by every instruction; tiles' padding is left out."""
+    """Bytes that all instructions read from memory and write to it, without tiles' padding."""
     collectives: tuple[Collective, ...]
     kernels: tuple[str, ...]
     """Targets of custom calls, such as compiled Pallas kernels."""
     unknown_loops: int
-    """Loops of unknown length, which were counted once."""
+    """Loops of unknown length, which are counted as running once."""
 
     @property
     def sent_bytes(self) -> float:
-        """What a device has to send at least."""
+        """Bytes that a device has to send at least."""
         return sum(c.sent_bytes for c in self.collectives)
 
 
 NOTHING = Movement(traffic_bytes=0.0, collectives=(), kernels=(), unknown_loops=0)
-"""Of a program that was not compiled."""
+"""The movement of a program that was not compiled."""
 
 
 def of(text: str, trips: LoopTrips) -> Movement:
@@ -52,7 +52,7 @@ def of(text: str, trips: LoopTrips) -> Movement:
 
     Args:
       text: `compiled.as_text()`, scheduled.
-      trips: of the loops whose length is data, as for `flops.count`.
+      trips: as for `flops.count`.
     """
     computations, entry = parse(text)
     lengths, unknown = loop_lengths(computations, entry, trips)
@@ -103,8 +103,8 @@ def _traffic(i: Instruction, where: Computation, computations: Mapping[str, Comp
 
 
 def _read(parameter: Instruction, size: float, inside: Computation) -> float:
-    """What a fusion reads of an operand of `size` bytes: all of it, or what it slices out of it; it
-    reads nothing of an array that it only updates in place."""
+    """Bytes that a fusion reads of an operand of `size` bytes: only the slices, if it only slices
+    it, and nothing, if it only updates it in place."""
     uses = inside.uses(parameter)
     opcodes = {use.opcode for use in uses}
     if opcodes and opcodes <= _SLICES:
@@ -113,8 +113,8 @@ def _read(parameter: Instruction, size: float, inside: Computation) -> float:
 
 
 def _written(size: float, inside: Computation) -> float:
-    """What a fusion writes whose results have `size` bytes in memory: of an array that it updates
-    in place, the update alone."""
+    """Bytes that a fusion writes whose results have `size` bytes in memory: an array that is
+    updated in place counts as its update."""
     for result in inside.results:
         if result.opcode == _UPDATE:
             whole = sum(sizes(result.type))

@@ -34,8 +34,8 @@ _PHASES = {
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Writes the picture as PNG: a bar for each program at its worst moment, stacked from what is
-    kept and what the program needs itself, under the line of what there is."""
+    """Writes the picture as PNG: a bar for each program at its worst moment, with the kept memory
+    below and the program's own on top, and a line at the memory of the device."""
     with matplotlib.rc_context(STYLE):
         width = max(7.0, 2.6 + 0.5 * len(plan.programs))
         figure = Figure(figsize=(width, 5.4), dpi=150, layout="constrained")

@@ -1,8 +1,8 @@
 """Every program of a run, in the order in which a step runs them, with abstract arguments.
 
-A program's arguments may be another's results, and how those lie over the mesh is known once that
-other program is compiled. So `programs` is a generator: it is sent the results of each program that
-it yields, or None where that one could not be compiled.
+A program's arguments may be the results of another, whose shardings are known once that other
+program is compiled. So `programs` is a generator: it is sent the results of each program that it
+yields, or None for one that could not be compiled.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FROZEN = "frozen parameters"
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """One compiled program, and what it does to what lies in the devices' memory."""
+    """One compiled program, and its effect on the memory of the devices."""
 
     phase: Phase
     name: str
@@ -51,21 +51,22 @@ class Program:
     """Jitted."""
     args: tuple[Any, ...]
     host_args: tuple[int, ...] = ()
-    """Positions of arguments that come from the host for this call alone."""
+    """Positions of arguments that come from the host for this call alone; others are in memory
+    before it."""
     static: Mapping[str, Any] = field(default_factory=dict)
     trips: LoopTrips = run_once
     at_once: int = 1
-    """How often it runs with all its results kept: once per layer, for the layers of a model."""
+    """Number of times that it runs in a row with all results kept: 1, or once for each layer."""
     per_step: int = 1
-    """Calls in a step of training; for an evaluation, in all of it."""
+    """Calls in a step of training, or in a whole evaluation."""
     makes: str | None = None
-    """Name of its results, where they stay in memory."""
+    """Name of its results, if they stay in memory."""
     frees: tuple[str, ...] = ()
-    """Names of what is dropped after it."""
+    """Names of results that are dropped after it."""
 
     @property
     def key(self) -> Hashable:
-        """The same for programs that compile to the same."""
+        """Equal for programs that compile to the same."""
         leaves, structure = jax.tree.flatten(self.args)
         described = ((x.shape, str(x.dtype), getattr(x, "sharding", None)) for x in leaves)
         return self.function, tuple(self.static.items()), structure, tuple(described)
@@ -75,7 +76,7 @@ Programs = Generator[Program, Any, None]
 
 
 def resident(cfg: Config, arch: Architecture, mesh: Mesh) -> dict[str, Any]:
-    """What lies in memory from the start of a run to its end, by name, as trees of
+    """Name -> the arrays that are in memory from the start of a run to its end, as trees of
     `jax.ShapeDtypeStruct` with shardings."""
     state = abstract_state(cfg, arch, mesh)
     frozen = policy.abstract_frozen(cfg, arch, mesh)
@@ -88,10 +89,10 @@ def programs(
 ) -> Programs:
     """The programs of a step, then those of an evaluation, which runs between steps.
 
-    Lengths are those of a run in which every completion takes all the tokens that it may.
+    Every completion is taken to have its full length.
 
     Args:
-      phases: only these; all where not given.
+      phases: only these; all if not given.
     """
     state = abstract_state(cfg, arch, mesh)
     frozen = policy.abstract_frozen(cfg, arch, mesh)
@@ -128,8 +129,8 @@ def _updates(
     num_pairs = most_pairs(cfg.train.row_tokens)
 
     def trips(bounds: Sequence[int | None]) -> Sequence[int]:
-        """The loop over microbatches, and in it those over chunks of logits, which state their
-        length, and those of attention over pairs of blocks."""
+        """The loop over microbatches; inside it, loops over chunks of logits, which state their
+        length, and loops of attention over pairs of blocks."""
         return [num_microbatches, *(bound or num_pairs for bound in bounds[1:])]
 
     program = partial(Program, phase="train", trips=trips)
@@ -204,7 +205,7 @@ def _sampler_call(
             return
 
 
-# The same function for the same configuration, so that its programs are known to be the same.
+# The same function for the same configuration, so that equal programs have equal keys.
 _train_step = cache(make_train_step)
 _scorer = cache(make_scorer)
 
@@ -212,6 +213,7 @@ _INDEX = jax.ShapeDtypeStruct((), jnp.int32, weak_type=True)
 
 
 def _spans(bounds: Sequence[int | None]) -> Sequence[int]:
-    """One counter runs through all loops of the decoder, from 1, as the first token needs none."""
+    """The lengths of the decoder's loops, which share one counter. It starts from 1, as the first
+    token needs no loop."""
     ends = [1, *(bound or 1 for bound in bounds)]
     return [end - start for start, end in pairwise(ends)]

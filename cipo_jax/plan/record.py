@@ -1,4 +1,4 @@
-"""A plan: what was compiled, what it needs, and what follows from it. As data, and as JSON."""
+"""A plan as data and as JSON: every program with its needs, and what follows from them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cipo_jax.config import Config
+from cipo_jax.plan import cycle
 from cipo_jax.plan.cycle import Call, Moment
 from cipo_jax.plan.hardware import Slice
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A lower bound on the time of one run of a program, were one resource the only one."""
+    """Lower bounds on the time of one run of a program, one for each resource by itself."""
 
     compute_s: float
     memory_s: float
@@ -20,19 +21,19 @@ class Work:
 
     @property
     def seconds(self) -> float:
-        """The three overlap perfectly."""
+        """The lower bound if the three overlap perfectly."""
         return max(self.compute_s, self.memory_s, self.link_s)
 
     @property
     def bound(self) -> str:
-        """Which one it waits for."""
+        """The resource that the program waits for."""
         by_time = {"compute": self.compute_s, "memory": self.memory_s, "links": self.link_s}
         return max(by_time, key=lambda name: by_time[name])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planned:
-    """One program: its place, its memory, its work."""
+    """One program: its place in the cycle, its memory and its work."""
 
     call: Call
     moment: Moment
@@ -40,26 +41,27 @@ class Planned:
 
     @property
     def seconds(self) -> float:
-        """In a step, or for an evaluation's program in an evaluation."""
+        """Lower bound on its time in a step, or in an evaluation for a program of an evaluation."""
         return self.call.per_step * self.call.at_once * self.work.seconds
 
 
 @dataclass(frozen=True, kw_only=True)
 class Largest:
-    """What the search found for one setting; 0 where nothing fits."""
+    """The largest value of one setting that fits."""
 
     name: str
     configured: int
     value: int
+    """0 if no value fits."""
     step: int
-    """It is a multiple of this."""
+    """Only multiples of this were tried."""
     is_capped: bool
-    """More would not be of use, or is more than the model has positions for."""
+    """A larger value would be of no use, or the model lacks positions for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that was found out about a configuration on a slice."""
+    """The needs of a run of one configuration on one slice."""
 
     cfg: Config
     slice: Slice
@@ -71,33 +73,35 @@ class Plan:
     resident: dict[str, int]
     programs: tuple[Planned, ...]
     missing: tuple[str, ...]
-    """Programs that were not compiled, as what they take comes from a refused one."""
+    """Programs that were not compiled, as their arguments come from a refused one."""
     largest: tuple[Largest, ...]
     versions: dict[str, str]
     seconds: float
-    """The planning itself took."""
+    """Time that the planning itself took."""
+
+    @property
+    def moments(self) -> list[Moment]:
+        return [p.moment for p in self.programs]
 
     @property
     def fits(self) -> bool:
-        """Every program was compiled and stays within a device's memory, with all that lies there
-        beside it."""
-        return not self.missing and all(
-            not p.moment.is_refused and p.moment.total <= self.hbm_bytes for p in self.programs
-        )
+        """Whether every program was compiled, and stays within a device's memory together with all
+        that is kept beside it."""
+        return not self.missing and cycle.fits(self.moments, self.hbm_bytes)
 
     @property
     def fullest(self) -> Moment:
-        """The worst moment of the cycle."""
-        return max((p.moment for p in self.programs), key=lambda m: m.total)
+        """The moment that needs most memory."""
+        return cycle.fullest(self.moments)
 
     @property
     def step_s(self) -> float:
-        """Lower bound on the devices' time of a step, without evaluations."""
+        """Lower bound on the devices' time for a step, without evaluations."""
         return sum(p.seconds for p in self.programs if p.call.phase != "evaluate")
 
     @property
     def tokens_per_step(self) -> int:
-        """Sampled in a step in which every completion has its full length."""
+        """Tokens sampled in a step in which every completion has its full length."""
         completions = self.cfg.train.prompts_per_step + self.cfg.num_anchors
         completions *= self.cfg.sampling.samples_per_prompt
         return completions * self.cfg.sampling.max_new_tokens

@@ -36,11 +36,12 @@ _PARTS = {
     ),
     "evaluation": ("samples_per_problem", "max_new_tokens", "prompts_per_call"),
 }  # fmt: skip
-"""Sections of the configuration that decide about memory, and fields of others that do."""
+"""Sections of the configuration that decide about memory, and fields of other sections that do."""
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """The verdict, then memory, work, collectives, what would fit, and what all this rests on."""
+    """Prints the verdict, memory, work, collectives, the largest settings that fit, the settings of
+    the run, and what the plan does not prove."""
     where = plan.slice
     rented = f", rented as {where.rented_as}" if where.rented_as else ""
     mesh = " ".join(f"{name} {size}" for name, size in plan.mesh.items())
@@ -216,7 +217,7 @@ def _estimate(plan: Plan) -> str:
 
 
 def _distinct(planned: Iterable[Planned]) -> list[Planned]:
-    """Without programs that were compiled once for several places."""
+    """The programs, but of several that were compiled as one only the first."""
     seen: dict[int, Planned] = {}
     for p in planned:
         seen.setdefault(id(p.call.compiled), p)

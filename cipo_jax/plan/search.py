@@ -1,5 +1,5 @@
-"""The largest setting that fits, by doubling and halving. A setting that does not fit is refused in
-seconds; one that fits costs its compilation."""
+"""The largest value of a setting that fits, by doubling and halving. A value that does not fit is
+refused in seconds; one that fits costs its compilation."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ Knob = Literal["rows", "prompts", "length"]
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Where one setting is looked for."""
+    """The values of one setting that are searched."""
 
     name: str
-    """As in the configuration."""
+    """The setting's name in the configuration."""
     phases: tuple[Phase, ...]
-    """Those that it changes."""
+    """The phases whose programs it changes."""
     start: int
     step: int
     most: int
-    """No more than this is of use, or allowed."""
+    """The largest value that is allowed and of use."""
     put: Callable[[Config, int], Config]
+    """The configuration with another value of the setting."""
 
 
 def parse_knobs(text: str) -> tuple[Knob, ...]:
-    """Knobs of a list with commas; `none` for an empty one.
+    """The knobs of a list with commas; `none` is the empty list.
 
-    Raises: ValueError for another name.
+    Raises: ValueError for an unknown name.
     """
     names = [] if text == "none" else text.split(",")
     for name in names:
@@ -47,7 +48,7 @@ def parse_knobs(text: str) -> tuple[Knob, ...]:
 def largest(fits: Callable[[int], bool], *, start: int, step: int, most: int) -> int:
     """The largest multiple of `step`, at most `most`, that fits; 0 if none does.
 
-    What fits is taken to be all below some threshold. `fits` is asked about 2 log2(answer / step)
+    All values up to some threshold are taken to fit. `fits` is asked about 2 log2(answer / step)
     times, first about `start`.
     """
     low, high = 0, most // step + 1  # `low` fits or is 0, `high` does not or is too much
@@ -63,7 +64,7 @@ def largest(fits: Callable[[int], bool], *, start: int, step: int, most: int) ->
 
 
 def ranges(cfg: Config, row_shards: int, max_position: int) -> dict[Knob, Range]:
-    """What is looked for: rows of a microbatch, prompts of a call, tokens of a completion."""
+    """The range of each knob: rows of a microbatch, prompts of a call, tokens of a completion."""
     per_step = cfg.train.prompts_per_step
     longest = max_position - cfg.longest_sequence + cfg.sampling.max_new_tokens
     if cfg.has_correction:  # the attempt grows with the completion

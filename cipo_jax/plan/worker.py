@@ -1,9 +1,9 @@
 """The process that compiles: `python -m cipo_jax.plan.worker`.
 
-A process of its own, since the compilers read their settings from the environment when they are
-loaded, print as they please, and may end the process. It reads a pickled `Request` from standard
-input and writes a pickled `Plan`, or the error that there was, to standard output. What goes on is
-said on standard error, each line behind `PROGRESS`. When standard input closes, it ends.
+It is a process of its own, since the compilers read their settings from the environment when they
+are loaded, print as they please, and may end the process. It reads a pickled `Request` from
+standard input and writes a pickled `Plan`, or the error that ended it, to standard output. Its
+progress goes to standard error, each line behind `PROGRESS`. When standard input closes, it ends.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ PROGRESS = "cipo plan: "
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be planned."""
+    """The configuration and the slice that a plan is made for."""
 
     cfg: Config
     slice: Slice
     hbm_gib: float | None
-    """Instead of what the compiler or the data sheet says."""
+    """Memory of a device; None takes the compiler's or the data sheet's."""
     knobs: tuple[search.Knob, ...]
     answers: Path | None
-    """Folder of the compiler's answers."""
+    """Folder of the compiler's answers; None keeps none."""
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def main() -> None:
     request = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_input, daemon=True).start()
     result_file = os.dup(1)
-    os.dup2(2, 1)  # What compilers print is no result.
+    os.dup2(2, 1)  # The compilers print to standard output too.
     result: Plan | Exception
     try:
         result = make_plan(request)
@@ -76,7 +76,7 @@ def _end_with_input() -> None:
 
 
 def make_plan(request: Request) -> Plan:
-    """Compiles everything and searches for what is asked for."""
+    """Compiles every program, and searches for the largest settings that are asked for."""
     start = time.perf_counter()
     cfg = request.cfg
     devices = devices_of(request.slice)
@@ -123,7 +123,7 @@ def make_plan(request: Request) -> Plan:
 
 
 def planned_architecture(cfg: Config) -> Architecture:
-    """The constants of the model; those of a known public one without asking the hub for them."""
+    """The constants of the model; for a known public model, without asking the hub."""
     if isinstance(cfg.model, PretrainedModel) and cfg.model.path in PRESETS:
         return PRESETS[cfg.model.path]
     return load_architecture(cfg.model)
@@ -136,7 +136,7 @@ class Workshop:
     arch: Architecture
     mesh: Mesh
     folder: Path | None
-    """Where the compiler's answers are kept."""
+    """Folder of the compiler's answers; None keeps none."""
     compiled: dict[Hashable, tuple[Compiled, Any]]
 
     def calls(self, cfg: Config, phases: Sequence[Phase] | None = None) -> Iterator[Call]:
@@ -163,7 +163,7 @@ class Workshop:
         if program.key not in self.compiled:
             _say(f"compiling {program.phase}: {program.name}")
             compiled, results = compile_program(program, self.mesh, self.folder)
-            # What was traced and compiled is not needed again, and one program takes gigabytes.
+            # Traces and executables are not needed again, and those of one program take gigabytes.
             jax.clear_caches()
             if compiled.memory is None:
                 _say(f"  refused: it needs {(compiled.refused_bytes or 0) / GIB:.2f} GiB")

@@ -15,7 +15,7 @@ import pytest
 from cipo_jax import cli, doctor
 from cipo_jax.config import RandomModel, Verify
 from cipo_jax.doctor import devices, host, subject, verifier
-from cipo_jax.doctor.finding import Finding, fail, merged, ok
+from cipo_jax.doctor.diagnosis import Diagnosis, fail, merged, ok
 from cipo_jax.evaluate import suite
 from cipo_jax.model.files import hf
 from cipo_jax.model.files.load import load_model
@@ -36,17 +36,17 @@ ROOM = (
 RUN = "import sys; from cipo_jax import cli; sys.exit(cli.main(sys.argv[1:]))"
 
 
-def by_check(findings: list[dict]) -> dict[str, dict]:
-    return {finding["check"]: finding for finding in findings}
+def by_check(diagnoses: list[dict]) -> dict[str, dict]:
+    return {diagnosis["check"]: diagnosis for diagnosis in diagnoses}
 
 
 def examined(capsys, *arguments: str) -> tuple[int, dict[str, dict]]:
-    """Exit status and findings of `cipo doctor` in this process."""
+    """Exit status and diagnoses of `cipo doctor` in this process."""
     status = cli.main(["doctor", *arguments, "--json"])
     record = json.loads(capsys.readouterr().out)
     assert record["well"] == (status == 0)
-    (findings,) = record["processes"]
-    return status, by_check(findings)
+    (diagnoses,) = record["processes"]
+    return status, by_check(diagnoses)
 
 
 def test_a_healthy_machine(capsys, tmp_path) -> None:
@@ -173,24 +173,24 @@ class Judges:
 
 def test_a_hanging_program_that_is_not_ended_is_noticed() -> None:
     hung = wrong("timeout")
-    assert verifier._hanging(Judges(right(), hung, right()), Verify()).status == "ok"
+    assert verifier.hanging_program(Judges(right(), hung, right()), Verify()).status == "ok"
     for verdicts in (
         (right(), right(), right()),
         (right(), wrong("wrong_answer"), right()),
         (right(), hung, wrong("timeout")),
         (wrong("runtime_error"), hung, right()),
     ):
-        assert verifier._hanging(Judges(*verdicts), Verify()).status == "FAIL", verdicts
+        assert verifier.hanging_program(Judges(*verdicts), Verify()).status == "FAIL", verdicts
 
 
 def test_processes_that_stem_from_this_one_are_seen() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
-        assert child.pid in verifier._descendants()
+        assert child.pid in verifier.descendants()
     finally:
         child.kill()
         child.wait()
-    assert child.pid not in verifier._descendants()
+    assert child.pid not in verifier.descendants()
 
 
 def test_too_little_memory_and_disk(tmp_path) -> None:
@@ -292,7 +292,7 @@ def test_a_template_that_does_not_keep_the_prompt() -> None:
     assert "'<think></think>'" in changed.found
 
 
-def test_findings_of_many_processes_in_one_table() -> None:
+def test_diagnoses_of_many_processes_in_one_table() -> None:
     well, ill = ok("disk space", "much"), fail("disk space", "little [0 B]", "delete something")
     same = ok("python", "3.12")
     everywhere = [[same, well], [same, ill], [same, well]]
@@ -335,8 +335,8 @@ def test_two_processes_that_slurm_started(tmp_path) -> None:
     assert second[1] == ""  # one of them speaks
     everywhere = json.loads(first[1])["processes"]
     assert len(everywhere) == 2
-    for findings in everywhere:
-        found = by_check(findings)
+    for diagnoses in everywhere:
+        found = by_check(diagnoses)
         assert "2 with the same versions" in found["processes"]["found"]
         assert "fsdp 2" in found["program"]["found"]
         assert "all 2 processes see" in found["shared folder"]["found"]
@@ -355,6 +355,6 @@ def test_two_processes_with_clocks_two_minutes_apart(tmp_path) -> None:
     assert "NTP" in found["processes"]["way_out"]
 
 
-def test_a_finding_is_json() -> None:
-    finding = fail("a", "b", "c")
-    assert Finding(**json.loads(json.dumps(finding.to_json()))) == finding
+def test_a_diagnosis_is_json() -> None:
+    diagnosis = fail("a", "b", "c")
+    assert Diagnosis(**json.loads(json.dumps(diagnosis.to_json()))) == diagnosis
