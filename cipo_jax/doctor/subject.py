@@ -12,7 +12,7 @@ from cipo_jax.doctor.finding import Finding, fail, ok, warn
 from cipo_jax.model.files.load import load_architecture
 from cipo_jax.text.prompts import Renderer
 from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
-from cipo_jax.verify import NumberReference, TextReference
+from cipo_jax.verify.verdict import PlainReference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -103,6 +103,6 @@ def executes(cfg: Config) -> bool:
     except (ValueError, OSError, ImportError):
         return True
     return not all(
-        isinstance(problem.reference, NumberReference | TextReference)
+        isinstance(problem.reference, PlainReference)
         for problem in (*loaded.train, *loaded.held_out)
     )
