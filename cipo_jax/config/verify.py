@@ -29,9 +29,12 @@ class Verify:
     """Where no sandbox holds, run programs all the same, as this user, with limits only of time,
     memory and output."""
     service_url: str = ""
-    """Verifier service that judges in place of this host, such as http://10.0.0.7:8790; its token
-    is read from the environment variable CIPO_VERIFY_TOKEN. `workers` is then the number of
-    questions asked at once."""
+    """Server that judges in place of this host, such as http://10.0.0.7:8790. `workers` is then the
+    number of questions asked at once."""
+    service_kind: Literal["cipo", "sandbox-fusion"] = "cipo"
+    """The server there: `cipo verify-serve`, whose token is read from the environment variable
+    CIPO_VERIFY_TOKEN, or SandboxFusion, which only runs programs that read standard input. See
+    docs/service.md."""
     service_deadline_s: float = 120.0
     """Time for one verdict of the service, seconds, waiting and retries included; past it the
     verdict is unknown."""
@@ -44,3 +47,14 @@ class Verify:
             f"verify.memory_mb is {self.memory_mb}; it must be at least 128: the interpreter "
             "itself takes 60.",
         )
+<<<<<<< HEAD
+=======
+        require(self.output_kb >= 1, f"verify.output_kb is {self.output_kb}; at least 1.")
+        require(self.deadline_s > 0, f"verify.deadline_s is {self.deadline_s}; must be positive.")
+        require(
+            self.service_kind == "cipo" or self.service_url != "",
+            f"verify.service_kind is {self.service_kind!r}, but verify.service_url names no "
+            "server: set it, or leave verify.service_kind out.",
+        )
+        require(self.service_deadline_s > 0, "verify.service_deadline_s must be positive.")
+>>>>>>> w-verify
