@@ -47,14 +47,8 @@ class Verify:
             f"verify.memory_mb is {self.memory_mb}; it must be at least 128: the interpreter "
             "itself takes 60.",
         )
-<<<<<<< HEAD
-=======
-        require(self.output_kb >= 1, f"verify.output_kb is {self.output_kb}; at least 1.")
-        require(self.deadline_s > 0, f"verify.deadline_s is {self.deadline_s}; must be positive.")
         require(
             self.service_kind == "cipo" or self.service_url != "",
             f"verify.service_kind is {self.service_kind!r}, but verify.service_url names no "
             "server: set it, or leave verify.service_kind out.",
         )
-        require(self.service_deadline_s > 0, "verify.service_deadline_s must be positive.")
->>>>>>> w-verify

@@ -10,15 +10,9 @@ from cipo_jax import tasks
 from cipo_jax.config import Config
 from cipo_jax.doctor.diagnosis import Diagnosis, fail, ok, warn
 from cipo_jax.model.files.load import load_architecture
-<<<<<<< HEAD
 from cipo_jax.text.prompts import Renderer, longest_prompt
 from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
-from cipo_jax.verify import NumberReference, TextReference
-=======
-from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
 from cipo_jax.verify.verdict import PlainReference
->>>>>>> w-verify
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
