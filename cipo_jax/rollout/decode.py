@@ -8,7 +8,6 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jaxtyping import Bool, Float, Float32, Int32, PRNGKeyArray
 
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, DECODING_RULES, constrain, constrain_record
@@ -29,23 +28,23 @@ from cipo_jax.records import PromptBatch, Rollouts
 from cipo_jax.rollout.draw import draw, row_keys
 
 _FEW_TOKENS = 256
-"""A cache for so many new tokens is not begun any smaller."""
+"""A cache for at most so many new tokens is not grown in steps."""
 
 
 @flax.struct.dataclass
 class _Decoding:
     """The state between two steps.
 
-    `step` tokens of every row have been drawn, and the caches hold all of them but the last. Of a
-    row that has ended only the first `num_sampled` count.
+    `step` tokens of every row have been drawn, and the caches hold all of them but the last. In a
+    row that has ended, only the first `num_sampled` count.
     """
 
-    step: Int32[Array, ""]
+    step: Int32[jax.Array, ""]
     caches: tuple[CompletionCache, ...]
-    token_BC: Int32[Array, "B C"]
-    logprob_BC: Float32[Array, "B C"]
-    num_sampled_B: Int32[Array, " B"]
-    is_finished_B: Bool[Array, " B"]
+    token_BC: Int32[jax.Array, "B C"]
+    logprob_BC: Float32[jax.Array, "B C"]
+    num_sampled_B: Int32[jax.Array, " B"]
+    is_finished_B: Bool[jax.Array, " B"]
 
 
 @partial(jax.jit, static_argnames=("arch", "samples_per_prompt", "max_new_tokens", "eos_ids"))
@@ -54,24 +53,25 @@ def complete(
     layers: tuple[Block, ...],
     prompts: PromptBatch,
     prompt_caches: tuple[PromptCache, ...],
-    hidden_QD: Float[Array, "Q D"],
+    hidden_QD: Float[jax.Array, "Q D"],
     key: PRNGKeyArray,
-    temperature: Float32[Array, ""],
+    temperature: Float32[jax.Array, ""],
     *,
     arch: Architecture,
     samples_per_prompt: int,
     max_new_tokens: int,
     eos_ids: tuple[int, ...],
 ) -> Rollouts:
-    """The completions; `sample` says what they are.
+    """The completions, as `sample` describes them.
 
-    Over a mesh, rows lie along data and fsdp and heads along tensor, as everywhere; the weights are
-    gathered once, before the loop (`sharding.DECODING_RULES`).
+    Over a mesh, rows are split over data and fsdp and heads over tensor, as everywhere; the weights
+    are gathered once, before the loop (`sharding.DECODING_RULES`).
 
     Args:
-      ends: embedding, final norm and head, cast by `decoding.cast`.
-      layers: the blocks, each from `decoding.layer_of`.
-      prompt_caches, hidden_QD: what `read_prompts` made of `prompts`; in the compute dtype.
+      ends: embedding, final norm and head, in the dtypes that decoding reads them in.
+      layers: one block per layer, in the same dtypes.
+      prompt_caches, hidden_QD: the results of `read_prompts` for `prompts`, in the compute dtype;
+        one cache per layer.
     """
     num_prompts, prompt_length = prompts.token_QP.shape
     num_rows = num_prompts * samples_per_prompt
@@ -85,8 +85,8 @@ def complete(
     prompt_length_B = jnp.repeat(prompts.length_Q, samples_per_prompt)
     is_prompt_QP = jnp.arange(prompt_length) < prompts.length_Q[:, None]
 
-    def record(state: _Decoding, logits_BV: Array) -> _Decoding:
-        """One more token per row, drawn from `logits_BV`; rows that have ended stay as they are."""
+    def record(state: _Decoding, logits_BV: jax.Array) -> _Decoding:
+        """Draws one more token per row from `logits_BV`; rows that have ended do not change."""
         # The split of V over tensor must end here, at the logits: the blocks that `draw` cuts V
         # into don't respect it, and XLA would gather the head instead, once per token.
         logits_BV = constrain(constrain(logits_BV, "B V"), "B V", {**ACTIVATION_RULES, "V": None})
@@ -161,27 +161,28 @@ def complete(
 def _attend(
     prompt: PromptCache,
     completion: CompletionCache,
-    sees: tuple[Array, Array],
-    step: Array,
-    q_B1NH: Array,
-    k_B1KH: Array,
-    v_B1KH: Array,
-) -> tuple[Array, CompletionCache]:
+    sees: tuple[jax.Array, jax.Array],
+    step: jax.Array,
+    q_B1NH: jax.Array,
+    k_B1KH: jax.Array,
+    v_B1KH: jax.Array,
+) -> tuple[jax.Array, CompletionCache]:
     completion = cache.written(completion, k_B1KH[:, 0], v_B1KH[:, 0], step)
     out_BNH = decode_attention(q_B1NH[:, 0], prompt, completion, *sees)
     return out_BNH[:, None], completion
 
 
-def _is_running(state: _Decoding, *, span: int) -> Array:
+def _is_running(state: _Decoding, *, span: int) -> jax.Array:
     return (state.step < span) & ~jnp.all(state.is_finished_B)
 
 
 def spans(max_new_tokens: int) -> list[int]:
-    """The lengths that the cache has in turn: N, before it N/2, and from there a quarter each time.
+    """The lengths that the cache has in turn: the last is `max_new_tokens`, the one before it half
+    of that, and each earlier one a quarter of the next.
 
-    Attention reads the whole cache, used or not. Over N = 4096 tokens that is 1.4 times what is
-    there, for four loops to compile; doubling all the way would be 1.33 times for six, and one
-    length twice for one. The first token needs no loop.
+    Attention reads the whole cache, used or not. Over 4096 tokens it reads 1.4 times as much as is
+    used, in four loops to compile; doubling all the way would be 1.33 times in six loops, and one
+    length 2 times in one. The first token needs no loop.
     """
     if max_new_tokens == 1:
         return []

@@ -4,81 +4,82 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Float32, Int32, PRNGKeyArray
+import numpy as np
+from jaxtyping import Float32, Int32, Key, PRNGKeyArray
 
 from cipo_jax.model.head import tempered
+from cipo_jax.records import Array
 
-_LOWEST = float(jnp.finfo(jnp.float32).min) / 2
+_LOWEST = float(np.finfo(np.float32).min) / 2
 
 
 def row_keys(
     key: PRNGKeyArray, key_id_Q: Int32[Array, " Q"], samples_per_prompt: int
-) -> PRNGKeyArray:
-    """Keys [Q * G], one per sample, from the prompt's identity and the sample's index.
+) -> Key[jax.Array, " B"]:
+    """Keys of B = Q * G rows, one per sample, from the prompt's identity and the sample's index.
 
     `draw` folds in the token's position too. So a token depends on who it is, and not on the order
     or the size of the batch it was sampled in.
     """
 
-    def of_prompt(key_id: Array) -> PRNGKeyArray:
+    def of_prompt(key_id: Int32[jax.Array, ""]) -> Key[jax.Array, " G"]:
         prompt_key = jax.random.fold_in(key, key_id)
         return jax.vmap(lambda sample: jax.random.fold_in(prompt_key, sample))(
             jnp.arange(samples_per_prompt)
         )
 
-    return jax.vmap(of_prompt)(key_id_Q).reshape(-1)
+    return jax.vmap(of_prompt)(jnp.asarray(key_id_Q)).reshape(-1)
 
 
 def draw(
-    key_B: PRNGKeyArray,
-    step: Int32[Array, ""] | int,
-    logits_BV: Float32[Array, "B V"],
-    temperature: Float32[Array, ""],
-) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
+    key_B: Key[jax.Array, " B"],
+    step: Int32[jax.Array, ""] | int,
+    logits_BV: Float32[jax.Array, "B V"],
+    temperature: Float32[jax.Array, ""],
+) -> tuple[Int32[jax.Array, " B"], Float32[jax.Array, " B"]]:
     """A token per row and its log-prob in nats.
 
-    The vocabulary is cut into X blocks of W tokens, and a law factorises over them exactly:
+    The vocabulary is cut into U blocks of W tokens, and a law factorises over them exactly:
 
         p(token) = p(block) * p(token | block),   log p(block) = logsumexp of the block's logits
 
-    A Gumbel draw for each factor needs X + W random numbers instead of X * W (one per vocabulary
+    A Gumbel draw for each factor needs U + W random numbers instead of U * W (one per vocabulary
     entry takes four times as long as the head itself on a CPU). With the block's maximum in place
     of its mass and no noise, the same two choices give the argmax.
 
     Args:
-      key_B: of `row_keys`.
+      key_B: from `row_keys`.
       step: index of the token in the completion.
       temperature: 0 takes the likeliest token; log-probs are then at temperature 1.
     """
     num_rows, vocab_size = logits_BV.shape
     width = _block_width(vocab_size)
-    logits_BXW = logits_BV.reshape(num_rows, -1, width)
+    logits_BUW = logits_BV.reshape(num_rows, -1, width)
     # Finite also where a whole block is ruled out by logits of -inf.
-    top_BX1 = jnp.maximum(jnp.max(logits_BXW, axis=-1, keepdims=True), _LOWEST)
-    mass_BX1 = jnp.sum(jnp.exp(tempered(logits_BXW - top_BX1, temperature)), axis=-1, keepdims=True)
-    top_BX = tempered(top_BX1[..., 0], temperature)
-    mass_BX = top_BX + jnp.log(mass_BX1[..., 0])
+    top_BU1 = jnp.maximum(jnp.max(logits_BUW, axis=-1, keepdims=True), _LOWEST)
+    mass_BU1 = jnp.sum(jnp.exp(tempered(logits_BUW - top_BU1, temperature)), axis=-1, keepdims=True)
+    top_BU = tempered(top_BU1[..., 0], temperature)
+    mass_BU = top_BU + jnp.log(mass_BU1[..., 0])
 
-    def noise(row_key: PRNGKeyArray) -> Array:
+    def noise(row_key: PRNGKeyArray) -> jax.Array:
         # "high": the default's steps of 2^-23 would cut off the tail of the law.
         step_key = jax.random.fold_in(row_key, step)
         return jax.random.gumbel(step_key, (vocab_size // width + width,), mode="high")
 
-    noise_BX, noise_BW = jnp.split(jax.vmap(noise)(key_B), [vocab_size // width], axis=-1)
+    noise_BU, noise_BW = jnp.split(jax.vmap(noise)(key_B), [vocab_size // width], axis=-1)
     is_greedy = temperature <= 0
-    block_B = jnp.argmax(jnp.where(is_greedy, top_BX, mass_BX + noise_BX), axis=-1)
-    logits_BW = jnp.take_along_axis(logits_BXW, block_B[:, None, None], axis=1)[:, 0]
+    block_B = jnp.argmax(jnp.where(is_greedy, top_BU, mass_BU + noise_BU), axis=-1)
+    logits_BW = jnp.take_along_axis(logits_BUW, block_B[:, None, None], axis=1)[:, 0]
     law_BW = tempered(logits_BW, temperature)
     within_B = jnp.argmax(jnp.where(is_greedy, law_BW, law_BW + noise_BW), axis=-1)
     chosen_B = jnp.take_along_axis(law_BW, within_B[:, None], axis=-1)[:, 0]
     token_B = (block_B * width + within_B).astype(jnp.int32)
-    return token_B, chosen_B - jax.nn.logsumexp(mass_BX, axis=-1)
+    return token_B, chosen_B - jax.nn.logsumexp(mass_BU, axis=-1)
 
 
 def _block_width(vocab_size: int) -> int:
-    """The divisor of the vocabulary size that needs the fewest random numbers; a multiple of 128
-    where there is one, as accelerators lay out memory in such lanes.
+    """The divisor of the vocabulary size that needs the fewest random numbers; a multiple of 128 if
+    there is one, as accelerators lay out memory in such lanes.
     """
     divisors = (width for width in range(1, vocab_size + 1) if vocab_size % width == 0)
     return min(divisors, key=lambda width: (width % 128 != 0, width + vocab_size // width))

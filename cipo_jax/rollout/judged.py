@@ -1,7 +1,7 @@
-"""Prompts in, judged completions out: sample on the devices, decode and verify on the host.
+"""Prompts in, judged completions out: sampled on the devices, decoded and verified on the host.
 
-Both streams and the evaluation take this one way. It knows the sampler and the verifier, and
-nothing of the method: not which stream it serves, nor what the completions are for.
+Both streams and the evaluation go this way. It knows the sampler and the verifier, and nothing of
+the method: neither which stream it serves, nor what the completions are for.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int, PRNGKeyArray, Shaped
 
 from cipo_jax.mesh import processes
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, distributed, num_row_shards
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
-from cipo_jax.records import Rollouts
+from cipo_jax.records import Array, Rollouts
 from cipo_jax.rollout.padding import pad_prompts
 from cipo_jax.rollout.sample import sample
 from cipo_jax.tasks.problem import Problem
@@ -34,7 +34,7 @@ from cipo_jax.verify.verdict import Status, Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """All that a rollout needs apart from the weights and the prompts."""
+    """Everything that a rollout needs apart from the weights and the prompts."""
 
     arch: Architecture
     mesh: Mesh
@@ -46,10 +46,10 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Of one call of the sampler; each distinct shape is one compiled program."""
+    """The sizes of one call of the sampler; each shape has its own compiled programs."""
 
     num_prompts: int
-    """Prompts at once; rounded up to a multiple of what the mesh splits rows into."""
+    """Prompts at once; rounded up to a multiple of the pieces that the mesh splits rows into."""
     num_samples: int
     prompt_tokens: int
     new_tokens: int
@@ -66,7 +66,7 @@ class Prompted:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Completions of Q prompts, G each, with their text and verdicts; arrays live on the host."""
+    """Completions of Q prompts, G each, with their text and verdicts; arrays are on the host."""
 
     prompted: tuple[Prompted, ...]
     rollouts: Rollouts
@@ -78,15 +78,11 @@ class Judged:
     @property
     def is_valid_QG(self) -> Bool[np.ndarray, "Q G"]:
         """False where the verifier itself failed."""
-        return np.array(
-            [[v.status is not Status.UNKNOWN for v in row] for row in self.verdicts], dtype=bool
-        ).reshape(self.rollouts.is_finished_QG.shape)
+        return ~self._has_status(Status.UNKNOWN)
 
     @property
     def is_right_QG(self) -> Bool[np.ndarray, "Q G"]:
-        return np.array(
-            [[v.status is Status.RIGHT for v in row] for row in self.verdicts], dtype=bool
-        ).reshape(self.rollouts.is_finished_QG.shape)
+        return self._has_status(Status.RIGHT)
 
     @property
     def reward_QG(self) -> Float32[np.ndarray, "Q G"]:
@@ -95,11 +91,13 @@ class Judged:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.rollouts.is_sampled_QGC.sum())
+        return int(self.length_QG.sum())
 
     @property
-    def length_QG(self) -> np.ndarray:
-        return self.rollouts.is_sampled_QGC.sum(axis=-1)
+    def length_QG(self) -> Int[np.ndarray, "Q G"]:
+        """Sampled tokens of each completion."""
+        length_QG: np.ndarray = np.asarray(self.rollouts.is_sampled_QGC).sum(axis=-1)
+        return length_QG
 
     def take(self, which: Sequence[int]) -> Judged:
         """Some of the prompts, with all of their completions."""
@@ -112,18 +110,22 @@ class Judged:
         )
 
     def completion_ids(self, q: int, g: int) -> list[int]:
-        keep = self.rollouts.is_sampled_QGC[q, g]
-        return self.rollouts.token_QGC[q, g][keep].tolist()
+        ids: list[int] = _completion(self.rollouts, self.rollouts.token_QGC, q, g).tolist()
+        return ids
 
-    def completion_logprobs(self, q: int, g: int) -> np.ndarray:
-        return self.rollouts.logprob_QGC[q, g][self.rollouts.is_sampled_QGC[q, g]]
+    def completion_logprobs(self, q: int, g: int) -> Float32[np.ndarray, " C"]:
+        return _completion(self.rollouts, self.rollouts.logprob_QGC, q, g)
+
+    def _has_status(self, status: Status) -> Bool[np.ndarray, "Q G"]:
+        has = [[verdict.status is status for verdict in row] for row in self.verdicts]
+        return np.array(has, bool).reshape(self.rollouts.is_finished_QG.shape)
 
 
 def concatenated(parts: Sequence[Judged]) -> Judged:
-    """Rollouts of one shape, one after the other; their seconds add up."""
+    """Rollouts of one shape as one record; their seconds add up."""
     return Judged(
         prompted=tuple(p for part in parts for p in part.prompted),
-        rollouts=jax.tree.map(lambda *x: np.concatenate(x), *(part.rollouts for part in parts)),
+        rollouts=_concatenated([part.rollouts for part in parts]),
         text=[row for part in parts for row in part.text],
         verdicts=[row for part in parts for row in part.verdicts],
         sample_s=sum(part.sample_s for part in parts),
@@ -131,16 +133,74 @@ def concatenated(parts: Sequence[Judged]) -> Judged:
     )
 
 
+def roll_out(
+    engine: Engine,
+    params: Params,
+    prompted: Sequence[Prompted],
+    key: PRNGKeyArray,
+    *,
+    shape: Shape,
+    temperature: float,
+    on_wave: Callable[[int], None] | None = None,
+) -> Judged:
+    """Samples and judges `shape.num_samples` completions of each prompt.
+
+    Any number of prompts is sampled in waves of `shape.num_prompts`; the verifiers work on one wave
+    while the next is sampled. The samples of a prompt don't depend on its wave (see
+    `Prompted.key_id`).
+
+    With n processes, each decodes and judges every n-th prompt, and all return the same.
+
+    Args:
+      key: the random key of this step and stream.
+      temperature: of the sampling law; 0 is greedy.
+      on_wave: is called after each wave with the number of its prompts.
+    Raises: ValueError if a prompt is longer than `shape.prompt_tokens`, or there is no prompt.
+    """
+    if not prompted:
+        raise ValueError("There is no prompt to sample from.")
+    shards = num_row_shards(engine.mesh)
+    shape = replace(shape, num_prompts=shards * math.ceil(shape.num_prompts / shards))
+    sample_s = 0.0
+    waves: list[Rollouts] = []
+    pending: dict[int, list[tuple[str, Future[Verdict]]]] = {}
+    for first in range(0, len(prompted), shape.num_prompts):
+        start = time.perf_counter()
+        wave = prompted[first : first + shape.num_prompts]
+        rollouts = _sample(engine, params, wave, key, shape, temperature)
+        sample_s += time.perf_counter() - start
+        for q, p in enumerate(wave):
+            if processes.is_mine(first + q):
+                pending[first + q] = [
+                    _submit(engine, p.problem, _completion(rollouts, rollouts.token_QGC, q, g))
+                    for g in range(shape.num_samples)
+                ]
+        waves.append(rollouts)
+        if on_wave is not None:
+            on_wave(len(wave))
+    start = time.perf_counter()
+    judged = _of_all_processes(
+        {q: [(text, future.result()) for text, future in row] for q, row in pending.items()}
+    )
+    return Judged(
+        prompted=tuple(prompted),
+        rollouts=_concatenated(waves),
+        text=[[text for text, _ in judged[q]] for q in range(len(prompted))],
+        verdicts=[[verdict for _, verdict in judged[q]] for q in range(len(prompted))],
+        sample_s=sample_s,
+        verify_s=time.perf_counter() - start,
+    )
+
+
 def _sample(
     engine: Engine,
     params: Params,
     prompted: Sequence[Prompted],
-    key: jax.Array,
+    key: PRNGKeyArray,
     shape: Shape,
     temperature: float,
 ) -> Rollouts:
-    """One call of the device program; missing prompts are rows of length 0, which the sampler
-    treats as finished from the start."""
+    """One call of the sampler, on the host. Missing prompts are rows of length 0."""
     batch = pad_prompts(
         [p.token_ids for p in prompted],
         [p.key_id for p in prompted],
@@ -159,76 +219,36 @@ def _sample(
             eos_ids=engine.eos_ids,
             compute_dtype=engine.compute_dtype,
         )
-    return jax.tree.map(lambda x: np.asarray(x)[: len(prompted)], processes.whole(rollouts))
-
-
-def roll_out(
-    engine: Engine,
-    params: Params,
-    prompted: Sequence[Prompted],
-    key: jax.Array,
-    *,
-    shape: Shape,
-    temperature: float,
-    on_wave: Callable[[int], None] | None = None,
-) -> Judged:
-    """Sample and judge `shape.num_samples` completions of each prompt.
-
-    Any number of prompts, in waves of `shape.num_prompts`; the verifiers work on one wave while the
-    next is sampled. The samples of a prompt don't depend on its wave (see `Prompted.key_id`).
-
-    Of several processes each decodes and judges every n-th prompt, and all return the same.
-
-    Args:
-      key: of this step and stream.
-      temperature: of the sampling law; 0 is greedy.
-      on_wave: told after each wave how many prompts it had.
-    Raises: ValueError if a prompt is longer than the shape's bucket, or there is no prompt.
-    """
-    if not prompted:
-        raise ValueError("There is no prompt to sample from.")
-    shards = num_row_shards(engine.mesh)
-    shape = replace(shape, num_prompts=shards * math.ceil(shape.num_prompts / shards))
-    sample_s = 0.0
-    waves: list[Rollouts] = []
-    pending: dict[int, list[tuple[str, Future[Verdict]]]] = {}
-    for first in range(0, len(prompted), shape.num_prompts):
-        start = time.perf_counter()
-        wave = prompted[first : first + shape.num_prompts]
-        rollouts = _sample(engine, params, wave, key, shape, temperature)
-        sample_s += time.perf_counter() - start
-        for q, p in enumerate(wave):
-            if processes.is_mine(first + q):
-                texts = [_text(engine, rollouts, q, g) for g in range(shape.num_samples)]
-                pending[first + q] = [
-                    (t, engine.judge.submit(t, p.problem.reference)) for t in texts
-                ]
-        waves.append(rollouts)
-        if on_wave is not None:
-            on_wave(len(wave))
-    start = time.perf_counter()
-    judged = _shared({q: [(t, f.result()) for t, f in row] for q, row in pending.items()})
-    return Judged(
-        prompted=tuple(prompted),
-        rollouts=jax.tree.map(lambda *parts: np.concatenate(parts), *waves),
-        text=[[t for t, _ in judged[q]] for q in range(len(prompted))],
-        verdicts=[[v for _, v in judged[q]] for q in range(len(prompted))],
-        sample_s=sample_s,
-        verify_s=time.perf_counter() - start,
+    on_host: Rollouts = jax.tree.map(
+        lambda x: np.asarray(x)[: len(prompted)], processes.whole(rollouts)
     )
+    return on_host
 
 
-def _text(engine: Engine, rollouts: Rollouts, q: int, g: int) -> str:
-    kept = rollouts.is_sampled_QGC[q, g]
-    return engine.renderer.attempt_text(rollouts.token_QGC[q, g][kept].tolist())
+def _submit(
+    engine: Engine, problem: Problem, token_C: Shaped[np.ndarray, " C"]
+) -> tuple[str, Future[Verdict]]:
+    """A completion's text, and the verdict to come."""
+    text = engine.renderer.attempt_text(token_C.tolist())
+    return text, engine.judge.submit(text, problem.reference)
 
 
-JudgedTexts = dict[int, list[tuple[str, Verdict]]]
-"""By prompt: the text of each of its samples, and the verdict on it."""
+def _concatenated(parts: Sequence[Rollouts]) -> Rollouts:
+    joined: Rollouts = jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+    return joined
 
 
-def _shared(mine: JudgedTexts) -> JudgedTexts:
-    """What all processes judged, from what this one did."""
+def _completion(rollouts: Rollouts, x_QGC: Array, q: int, g: int) -> Shaped[np.ndarray, " C"]:
+    """The part of a per-token array that belongs to the sampled tokens of one completion."""
+    is_sampled_C = np.asarray(rollouts.is_sampled_QGC)[q, g]
+    x_C: np.ndarray = np.asarray(x_QGC)[q, g][is_sampled_C]
+    return x_C
+
+
+def _of_all_processes(
+    mine: dict[int, list[tuple[str, Verdict]]],
+) -> dict[int, list[tuple[str, Verdict]]]:
+    """The text and the verdict of each sample by prompt, from all processes."""
     if processes.count() == 1:
         return mine
     records: Any = [

@@ -7,7 +7,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from jaxtyping import Float
 
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, constrain, constrain_record
@@ -30,11 +29,11 @@ from cipo_jax.records import PromptBatch
 @partial(jax.jit, static_argnames=("arch", "compute_dtype"))
 def read_prompts(
     params: Params, prompts: PromptBatch, *, arch: Architecture, compute_dtype: np.dtype
-) -> tuple[Float[Array, "Q D"], PromptCache]:
+) -> tuple[Float[jax.Array, "Q D"], PromptCache]:
     """Runs right-padded prompts through the decoder.
 
     Returns: the hidden state at each prompt's last token, after the final norm, and the caches
-    stacked over layers. No logits: the only ones that are needed are those of the last token.
+      stacked over layers. No logits: only those of the last token are needed.
     """
     num_prompts, prompt_length = prompts.token_QP.shape
     index_P = jnp.arange(prompt_length, dtype=jnp.int32)
@@ -42,10 +41,14 @@ def read_prompts(
     tables = rotary_tables(position_QP, arch)
     segment_QP = (index_P < prompts.length_Q[:, None]).astype(jnp.int32)
 
-    def layer(x_QPD: Array, scanned: tuple[Block, Array | None]) -> tuple[Array, PromptCache]:
+    def layer(
+        x_QPD: jax.Array, scanned: tuple[Block, jax.Array | None]
+    ) -> tuple[jax.Array, PromptCache]:
         weights, is_sliding = scanned
 
-        def attend(q_QPNH: Array, k_QPKH: Array, v_QPKH: Array) -> tuple[Array, PromptCache]:
+        def attend(
+            q_QPNH: jax.Array, k_QPKH: jax.Array, v_QPKH: jax.Array
+        ) -> tuple[jax.Array, PromptCache]:
             window = window_of(position_QP, is_sliding, arch)
             out_QPNH = packed_attention(q_QPNH, k_QPKH, v_QPKH, segment_QP, segment_QP, window)
             cache = PromptCache(k_QPKH.transpose(0, 2, 3, 1), v_QPKH.swapaxes(1, 2))
@@ -54,7 +57,7 @@ def read_prompts(
         rotary = tables.of_layer(is_sliding)
         return block(x_QPD, weights, rotary=rotary, attend=attend, arch=arch)
 
-    x_QPD = embedded(params, prompts.token_QP, arch, compute_dtype)
+    x_QPD = embedded(params, jnp.asarray(prompts.token_QP), arch, compute_dtype)
     x_QPD, stacked = jax.lax.scan(layer, x_QPD, (params.blocks, is_sliding_by_layer(arch)))
     last_Q11 = (prompts.length_Q - 1)[:, None, None]
     x_QD = jnp.take_along_axis(x_QPD, last_Q11, axis=1)[:, 0]

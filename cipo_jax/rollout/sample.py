@@ -7,15 +7,14 @@ Token ids only: no text, no reward, no stream. A call runs a handful of compiled
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
-from jax.typing import DTypeLike
-from jaxtyping import PRNGKeyArray
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Float32, PRNGKeyArray
 
 from cipo_jax.model.decoding import cast, ends_of, layer_of, to_cast
 from cipo_jax.model.presets import Architecture
@@ -33,19 +32,19 @@ class Stage:
     function: jax.stages.Wrapped
     args: tuple[Any, ...]
     """Arrays to run it on, or `jax.ShapeDtypeStruct`s to compile it for."""
-    static: Mapping[str, Any] = field(default_factory=dict)
+    static: Mapping[str, Any]
     host_args: tuple[int, ...] = ()
     """Positions of arguments that come with this call; the others were in memory before it."""
     num_layers: int | None = None
-    """It runs once for each layer, with the layer's index as its last argument, and all results are
-    kept. None where it runs once."""
+    """If it runs once for each layer, with the layer's index as its last argument, the number of
+    layers; else None."""
     makes: str | None = None
-    """Name of its results, where they stay in memory after it."""
+    """Name of its results, if they stay in memory after it."""
     frees: tuple[str, ...] = ()
-    """Names of what is dropped after it."""
+    """Names of results that are dropped after it."""
 
     def run(self) -> Any:
-        """The results; one for each layer where it runs so often."""
+        """The results; a tuple with one for each layer if it runs once per layer."""
         if self.num_layers is None:
             return self.function(*self.args, **self.static)
         return tuple(
@@ -60,8 +59,8 @@ _LAYERS, _ENDS = "unstacked layers", "embedding and head"
 def stages(
     params: Params,
     prompts: PromptBatch,
-    key: PRNGKeyArray,
-    temperature: Array,
+    key: PRNGKeyArray | jax.ShapeDtypeStruct,
+    temperature: Float32[jax.Array, ""] | jax.ShapeDtypeStruct,
     *,
     arch: Architecture,
     samples_per_prompt: int,
@@ -71,8 +70,8 @@ def stages(
 ) -> Generator[Stage, Any, Rollouts]:
     """The programs of one call of `sample`, in the order in which they run.
 
-    It is sent what each of them returns (of a program that runs for each layer, a tuple), and
-    returns the rollouts. Arguments as for `sample`, as arrays or as `jax.ShapeDtypeStruct`s.
+    The generator is sent the results of each (a tuple, if it runs once per layer), and returns the
+    rollouts. The arguments are those of `sample`, as arrays or as `jax.ShapeDtypeStruct`s.
     """
     dtype = jnp.dtype(compute_dtype)
     hidden_QD, stacked = yield Stage(
@@ -127,7 +126,7 @@ def sample(
     params: Params,
     prompts: PromptBatch,
     key: PRNGKeyArray,
-    temperature: Array | float,
+    temperature: ArrayLike,
     *,
     arch: Architecture,
     samples_per_prompt: int,
@@ -143,17 +142,17 @@ def sample(
     prompt's `key_id`, the sample's index and the token's, so results do not depend on the order or
     the padding of the batch.
 
-    Rows of `prompts` with length 0 fill up a batch: they are finished from the start, have no
-    tokens, and keep nobody waiting.
+    Rows of `prompts` with length 0 fill up a batch: they are finished from the start and have no
+    tokens.
 
     The same shapes (Q, P, samples, new tokens) reuse the same compiled programs, whatever the
     weights, prompts, key and temperature.
 
     Args:
       temperature: at 0 the likeliest token is taken, and log-probs are at temperature 1.
-      compute_dtype: of the matrix products; logits, softmax and log-probs are float32.
-    Raises: ValueError for a prompt or completion length that the architecture has no positions for,
-      and for end-of-sequence ids outside the vocabulary.
+      compute_dtype: dtype of the matrix products; logits, softmax and log-probs are float32.
+    Raises: ValueError for lengths that the architecture has no positions for, and for
+      end-of-sequence ids outside the vocabulary.
     """
     _check(arch, prompts.token_QP.shape[1], samples_per_prompt, max_new_tokens, eos_ids)
     running = stages(
@@ -172,7 +171,8 @@ def sample(
         try:
             stage = running.send(stage.run())
         except StopIteration as end:
-            return end.value
+            rollouts: Rollouts = end.value
+            return rollouts
 
 
 def _check(

@@ -276,8 +276,8 @@ def test_a_plan_that_is_killed_leaves_nothing(how, tmp_path):
         (worker,) = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         assert "cipo_jax.plan.worker" in Path(f"/proc/{worker}/cmdline").read_text()
         running.send_signal(how)
-        running.wait(timeout=60)
-    deadline = time.monotonic() + 30
+        running.wait(timeout=120)
+    deadline = time.monotonic() + 120
     while is_alive(worker):
         assert time.monotonic() < deadline, "the compiler goes on"
         time.sleep(0.05)
