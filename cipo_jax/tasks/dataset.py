@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cipo_jax.config import FileTask, HubTask
 from cipo_jax.tasks.problem import Problem, Tasks
-from cipo_jax.tasks.references import Unusable, read_reference
+from cipo_jax.tasks.references import DatasetTask, Unusable, read_reference
 from cipo_jax.tasks.rows import Row, file_rows, hub_rows
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def from_hub(cfg: HubTask) -> Tasks:
     return _apart(train, _problems(cfg, rows, name=cfg.held_out_split), name=cfg.dataset)
 
 
-def _problems(cfg: FileTask | HubTask, rows: Iterable[Row], *, name: str) -> dict[str, Problem]:
+def _problems(cfg: DatasetTask, rows: Iterable[Row], *, name: str) -> dict[str, Problem]:
     """Problems by question; of rows with the same question the first."""
     problems: dict[str, Problem] = {}
     left_out: Counter[str] = Counter()
@@ -76,7 +76,7 @@ def _problems(cfg: FileTask | HubTask, rows: Iterable[Row], *, name: str) -> dic
     return problems
 
 
-def _drawn_apart(cfg: FileTask | HubTask, problems: dict[str, Problem], *, name: str) -> Tasks:
+def _drawn_apart(cfg: DatasetTask, problems: dict[str, Problem], *, name: str) -> Tasks:
     if len(problems) <= cfg.num_held_out:
         raise ValueError(
             f"tasks: {name} has {len(problems)} distinct problems, and holding "

@@ -26,12 +26,14 @@ from cipo_jax.verify.verdict import (
     StdioReference,
 )
 
+DatasetTask = FileTask | HubTask
+
 
 class Unusable(Exception):
     """A sound row that the configured judge can't use; such rows are left out and counted."""
 
 
-def read_reference(cfg: FileTask | HubTask, row: Row) -> Reference:
+def read_reference(cfg: DatasetTask, row: Row) -> Reference:
     """The reference of one row.
 
     Raises: ValueError that names the row and the field; Unusable.
@@ -51,7 +53,7 @@ def _final(answer: str) -> str:
     return answer.rpartition("####")[2].strip()
 
 
-def _number(cfg: FileTask | HubTask, row: Row) -> str:
+def _number(cfg: DatasetTask, row: Row) -> str:
     answer = _final(row.text(cfg.answer_field, setting="answer_field"))
     number = answer.replace(",", "").removeprefix("$").removesuffix(".").strip()
     try:
@@ -61,7 +63,7 @@ def _number(cfg: FileTask | HubTask, row: Row) -> str:
     return number
 
 
-def _answers(cfg: FileTask | HubTask, row: Row) -> tuple[str, ...]:
+def _answers(cfg: DatasetTask, row: Row) -> tuple[str, ...]:
     value = row.value(cfg.answer_field, setting="answer_field")
     if not isinstance(value, list):
         return (_final(row.text(cfg.answer_field, setting="answer_field")),)
@@ -70,7 +72,7 @@ def _answers(cfg: FileTask | HubTask, row: Row) -> tuple[str, ...]:
     return tuple(answer.strip() for answer in value)
 
 
-def _cases(cfg: FileTask | HubTask, row: Row) -> tuple[tuple[str, str], ...]:
+def _cases(cfg: DatasetTask, row: Row) -> tuple[tuple[str, str], ...]:
     tests = _parsed(cfg, row)
     match tests:
         case {"fn_name": str(function)}:
@@ -101,7 +103,7 @@ def _pair(test: Any) -> tuple[Any, Any]:
     return None, None
 
 
-def _asserts(cfg: FileTask | HubTask, row: Row) -> AssertsReference:
+def _asserts(cfg: DatasetTask, row: Row) -> AssertsReference:
     value = row.value(cfg.answer_field, setting="answer_field")
     tests = "\n".join(map(str, value)) if isinstance(value, list) else value
     try:
@@ -137,7 +139,7 @@ def tested_function(tree: ast.Module) -> str:
     return ""
 
 
-def _parsed(cfg: FileTask | HubTask, row: Row) -> Any:
+def _parsed(cfg: DatasetTask, row: Row) -> Any:
     value = row.value(cfg.answer_field, setting="answer_field")
     if not isinstance(value, str):
         return value
@@ -148,7 +150,7 @@ def _parsed(cfg: FileTask | HubTask, row: Row) -> Any:
 
 
 def _malformed(
-    cfg: FileTask | HubTask, row: Row, expected: str, value: Any, way_out: str = ""
+    cfg: DatasetTask, row: Row, expected: str, value: Any, way_out: str = ""
 ) -> ValueError:
     return ValueError(
         f"{row.where}: for tasks.judge '{cfg.judge}' the field '{cfg.answer_field}' must hold "

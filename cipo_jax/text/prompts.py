@@ -16,7 +16,7 @@ import jinja2
 
 from cipo_jax.config import Prompts
 from cipo_jax.tasks.problem import Problem
-from cipo_jax.text.chat import markers
+from cipo_jax.text.tokenizer import markers
 from cipo_jax.verify.thinking import without_thinking
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ class Renderer:
         """
         written = [token for token in token_ids if token not in self._special_ids]
         text = self._tokenizer.decode(written, clean_up_tokenization_spaces=False)
-        return self._tokenizer(text, add_special_tokens=False).input_ids != written
+        read: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return read != written
 
     # --- texts ---
 
@@ -196,15 +197,17 @@ class Renderer:
     def _tokens(self, content: str) -> list[int]:
         text = self._rendered([*self._before, {"role": "user", "content": content}])
         # The template has written the beginning-of-sequence token, where the model wants one.
-        return self._tokenizer(text, add_special_tokens=False).input_ids
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
+        return ids
 
     def _count_special(self, tokens: Sequence[int]) -> int:
         return sum(token in self._special_ids for token in tokens)
 
     def _rendered(self, messages: list[dict[str, str]]) -> str:
-        return self._tokenizer.apply_chat_template(
+        text: str = self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **self._switch
         )
+        return text
 
     def _thinking_switch(self) -> dict[str, bool]:
         if "enable_thinking" in self._tokenizer.get_chat_template():

@@ -1,4 +1,4 @@
-"""The tokenizer of a model, and the tokens that end its turn.
+"""The tokenizer of a model, the tokens that mark turns, and those that end an answer.
 
 Always a transformers fast tokenizer with a chat template, wherever the model comes from.
 """
@@ -19,7 +19,6 @@ from cipo_jax.config import ModelSource, PretrainedModel, RandomModel
 from cipo_jax.model.files import gguf_tokenizer
 from cipo_jax.model.files.load import resolve
 from cipo_jax.model.presets import Architecture
-from cipo_jax.text.chat import markers
 
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -42,6 +41,8 @@ _PROBES = (
 
 _LLAMA3_RANKS = 128_000
 """Tokens in the file of Llama 3 that has the format of tiktoken."""
+
+_BRACKETED = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerFast:
@@ -148,8 +149,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
-    markers = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
-    backend.add_special_tokens([AddedToken(m, normalized=False, special=True) for m in markers])
+    special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    backend.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<|pad|>",
@@ -167,6 +168,22 @@ def check_fits(tokenizer: PreTrainedTokenizerFast, arch: Architecture) -> None:
             f"The tokenizer has {len(tokenizer)} tokens and the model {arch.vocab_size}: they do "
             "not belong together. Copy the model's own tokenizer beside its weights."
         )
+
+
+def markers(tokenizer: PreTrainedTokenizerFast) -> dict[int, str]:
+    """Id -> text of every token that is structure, and must never come out of a question or an
+    attempt.
+
+    These are the special tokens, and whatever the chat template writes in brackets that is one
+    token: `<think>` is no special token, and neither are the turn markers of a SentencePiece model
+    that has them among its ordinary pieces.
+    """
+    found = {i: t.content for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    for text in _BRACKETED.findall(tokenizer.chat_template or ""):
+        token = tokenizer.convert_tokens_to_ids(text)
+        if token is not None and tokenizer.convert_ids_to_tokens(token) == text:
+            found[token] = text
+    return found
 
 
 def eos_ids(source: ModelSource, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

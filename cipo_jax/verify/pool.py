@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from cipo_jax.verify.answers import judging
 from cipo_jax.verify.judge import Pool
-from cipo_jax.verify.protocol import Limits
+from cipo_jax.verify.protocol import ProgramLimits
 from cipo_jax.verify.sandbox import probe
 from cipo_jax.verify.sandbox.host import Nursery
-from cipo_jax.verify.slot import Slot
 from cipo_jax.verify.verdict import Reason, Reference, Verdict
+from cipo_jax.verify.worker import Worker
 
 if TYPE_CHECKING:
     from cipo_jax.config import Verify
@@ -43,14 +43,14 @@ _Job = tuple[str, Reference, "Future[Verdict]"]
 class Protection:
     """What stands between model code and this machine, as the attacks at start found it."""
 
-    finding: probe.Finding
-    failed: tuple[probe.Finding, ...]
-    limits: Limits
+    chosen: probe.Examination
+    failed: tuple[probe.Examination, ...]
+    limits: ProgramLimits
 
     @property
     def level(self) -> str:
         """`namespaces`, `user-namespaces`, `landlock`, `strict`, or `none`."""
-        return self.finding.isolation.level
+        return self.chosen.isolation.level
 
     @property
     def is_sandboxed(self) -> bool:
@@ -59,17 +59,17 @@ class Protection:
 
     def __str__(self) -> str:
         limits = self.limits
-        groups = {entry.split()[0] for entry in self.finding.open}
+        groups = {entry.split()[0] for entry in self.chosen.open}
         states = " ".join(
             f"{group} {'OPEN' if group in groups else 'blocked'}" for group in probe.GROUPS[:-1]
         )
         scratch = (
             f"{limits.scratch_bytes // 2**20} MiB scratch in memory"
-            if self.finding.isolation.namespaces
+            if self.chosen.isolation.namespaces
             else "no scratch"
         )
         return (
-            f"verifier sandbox: {self.level} ({self.finding.isolation}) | {states} | per program "
+            f"verifier sandbox: {self.level} ({self.chosen.isolation}) | {states} | per program "
             f"{limits.wall_s:g} s, {limits.memory_bytes // 2**20} MiB memory, "
             f"{limits.output_bytes // 2**10} KiB output, {scratch} | not covered: faults of the "
             "kernel itself, which programs share with this machine"
@@ -91,14 +91,14 @@ class VerifierPool(Pool):
     """
 
     def __init__(self, settings: Verify) -> None:
-        self._limits = Limits(
+        self._limits = ProgramLimits(
             wall_s=settings.deadline_s,
             memory_bytes=settings.memory_mb * 2**20,
             output_bytes=settings.output_kb * 2**10,
         )
         self._nurseries = {"code": Nursery("code"), "math": Nursery("math")}
         try:
-            finding, failed = probe.choose(
+            chosen, failed = probe.choose(
                 self._nurseries["code"],
                 # The attacks need their own time, however short the answers' is.
                 dataclasses.replace(self._limits, wall_s=max(PROBE_S, settings.deadline_s)),
@@ -108,7 +108,7 @@ class VerifierPool(Pool):
         except BaseException:
             self._nurseries["code"].close()
             raise
-        self.report = Protection(finding=finding, failed=tuple(failed), limits=self._limits)
+        self.report = Protection(chosen=chosen, failed=tuple(failed), limits=self._limits)
         log.log(logging.INFO if self.report.is_sandboxed else logging.WARNING, "%s", self.report)
         self._counts: collections.Counter[Reason] = collections.Counter()
         self._counts_lock = threading.Lock()
@@ -181,13 +181,13 @@ class VerifierPool(Pool):
                 job[2].cancel()
 
     def _work(self) -> None:
-        slot = Slot(self._nurseries, self.report.finding.isolation, self._limits)
+        worker = Worker(self._nurseries, self.report.chosen.isolation, self._limits)
         while (job := self._jobs.get()) is not None:
             completion, reference, future = job
             if future.set_running_or_notify_cancel():
                 started = time.perf_counter()
-                future.set_result(self._counted(slot.judge(completion, reference), started))
-        slot.close()
+                future.set_result(self._counted(worker.judge(completion, reference), started))
+        worker.close()
 
     def _counted(self, verdict: Verdict, started: float) -> Verdict:
         with self._counts_lock:

@@ -16,13 +16,13 @@ from typing import Any
 
 MAX_MESSAGE = 65536
 NUM_FILES = 5
-STDIN, STDOUT, STDERR, PAYLOAD, CHANNEL = range(NUM_FILES)
-"""Descriptors of a program: three standard ones, the file it reads its orders from, and the file
-or socket that its results go to."""
+STDOUT, STDERR, PAYLOAD, CHANNEL = range(1, NUM_FILES)
+"""Descriptors of a program, after its standard input: two standard outputs, the file from which it
+reads its orders, and the file or socket to which its results go."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class ProgramLimits:
     """Hard limits of one program. Zero means none, which only long-lived trusted workers get."""
 
     wall_s: float
@@ -46,7 +46,6 @@ class Exit:
     is_timeout: bool
     is_killed: bool
     cpu_s: float
-    peak_bytes: int
 
 
 def send(connection: socket.socket, message: dict[str, Any], files: tuple[int, ...] = ()) -> None:

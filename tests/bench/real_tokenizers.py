@@ -25,9 +25,8 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cipo_jax.config import PretrainedModel, Prompts, RandomModel
-from cipo_jax.text.chat import markers
 from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import eos_ids, load_tokenizer, save_tokenizer
+from cipo_jax.text.tokenizer import eos_ids, load_tokenizer, markers, save_tokenizer
 from tests import ROOT
 from tests.model.files.test_gguf_tokenizer import sentencepiece_of
 from tests.text.test_chat import SUM, TEMPLATES, hostile_texts, qwen_as_shipped, structure

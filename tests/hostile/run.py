@@ -101,7 +101,7 @@ def judge(cases: list[Case], settings: Verify, *, limit_s: float) -> dict[str, o
         "judged": len(cases),
         "level": report.level,
         "report": str(report),
-        "failed": [str(finding) for finding in report.failed],
+        "failed": [str(examined) for examined in report.failed],
     }
 
 

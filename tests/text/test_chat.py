@@ -24,9 +24,8 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from cipo_jax.config import PretrainedModel, Prompts, RandomModel
 from cipo_jax.tasks import Problem
-from cipo_jax.text.chat import markers
 from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import byte_tokenizer, eos_ids, load_tokenizer, save_tokenizer
+from cipo_jax.text.tokenizer import byte_tokenizer, eos_ids, load_tokenizer, markers, save_tokenizer
 from cipo_jax.verify.verdict import NumberReference, StdioReference
 from tests import ROOT
 

@@ -27,19 +27,19 @@ def test_a_verifier_is_added_as_the_page_says(tmp_path: Path) -> None:
 
     package = tmp_path / "cipo_jax"
     shutil.copytree(ROOT / "cipo_jax", package, ignore=shutil.ignore_patterns("__pycache__"))
-    verdict, slot = package / "verify/verdict.py", package / "verify/slot.py"
+    verdict, worker = package / "verify/verdict.py", package / "verify/worker.py"
     text = verdict.read_text()
     assert text.count("\nReference = (\n") == 1
     text = text.replace(
         "\nReference = (\n", f"\n{record}\n\nReference = (\n    ChoiceReference\n    | "
     )
     verdict.write_text(text)
-    text = slot.read_text()
+    text = worker.read_text()
     assert text.count("        match reference:\n") == 1
     text = text.replace("        match reference:\n", f"        match reference:\n{branch}")
     text = text.replace("import json\n", "import json\nimport re\n")
     text = text.replace("    AssertsReference,\n", "    AssertsReference,\n    ChoiceReference,\n")
-    slot.write_text(text)
+    worker.write_text(text)
 
     done = subprocess.run(
         [sys.executable, "-c", USE], capture_output=True, text=True, cwd=tmp_path,

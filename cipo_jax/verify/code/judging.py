@@ -21,7 +21,7 @@ from typing import Any
 
 from cipo_jax.verify import protocol, values
 from cipo_jax.verify.code.fenced import extract
-from cipo_jax.verify.protocol import Exit, Limits
+from cipo_jax.verify.protocol import Exit, ProgramLimits
 from cipo_jax.verify.sandbox import programs, tester
 from cipo_jax.verify.sandbox.host import GRACE_S, Cell, SandboxError
 from cipo_jax.verify.sandbox.runner import Run, run
@@ -49,7 +49,7 @@ _SPARE_OUTPUT = 65_536
 
 
 def judge_stdio(
-    completion: str, reference: StdioReference, cell: Callable[[str], Cell], limits: Limits
+    completion: str, reference: StdioReference, cell: Callable[[str], Cell], limits: ProgramLimits
 ) -> Verdict:
     """Right if the program prints what is expected for every case; each case is a fresh process."""
     source = extract(completion)
@@ -74,7 +74,7 @@ def judge_stdio(
 
 
 def judge_calls(
-    completion: str, reference: CallsReference, cell: Callable[[str], Cell], limits: Limits
+    completion: str, reference: CallsReference, cell: Callable[[str], Cell], limits: ProgramLimits
 ) -> Verdict:
     """Right if the function returns the expected value for every list of arguments."""
     source = extract(completion, function=reference.function)
@@ -96,7 +96,7 @@ def _judge_calls(
     reference: CallsReference,
     indices: range,
     cell: Callable[[str], Cell],
-    limits: Limits,
+    limits: ProgramLimits,
 ) -> Verdict:
     """The verdict on some of the cases, all of them called in one process."""
     cases = [reference.cases[index] for index in indices]
@@ -127,7 +127,7 @@ def _judge_calls(
 
 
 def judge_asserts(
-    completion: str, reference: AssertsReference, cell: Callable[[str], Cell], limits: Limits
+    completion: str, reference: AssertsReference, cell: Callable[[str], Cell], limits: ProgramLimits
 ) -> Verdict:
     """Right if the data set's tests pass on a stand-in whose calls go to the model's function in
     another process.
@@ -225,7 +225,7 @@ def with_prelude(prelude: str, source: str) -> str:
     return f"{first}{prelude}\n{_FUTURE.sub('', source)}"
 
 
-def _left(limits: Limits, deadline: float, case_s: float) -> Limits | None:
+def _left(limits: ProgramLimits, deadline: float, case_s: float) -> ProgramLimits | None:
     """The limits of the next case: its own, or what is left of the judgement's."""
     left = case_s or deadline - time.monotonic()
     if left <= 0:
@@ -233,13 +233,13 @@ def _left(limits: Limits, deadline: float, case_s: float) -> Limits | None:
     return dataclasses.replace(limits, wall_s=left)
 
 
-def _with_room(limits: Limits, num_expected: int) -> Limits:
+def _with_room(limits: ProgramLimits, num_expected: int) -> ProgramLimits:
     """A right program must not fail for want of room for what it is asked for."""
     room = 2 * num_expected + _SPARE_OUTPUT
     return dataclasses.replace(limits, output_bytes=max(limits.output_bytes, room))
 
 
-def _failure(end: Exit, limits: Limits) -> Reason | None:
+def _failure(end: Exit, limits: ProgramLimits) -> Reason | None:
     """Why a program that did not end with 0 failed; None for one that did."""
     if end.is_timeout:
         return "timeout"
@@ -265,7 +265,7 @@ def _tail(done: Run) -> str:
 
 def _start(
     cell: Cell, program: str, orders: dict[str, Any], channel: socket.socket,
-    report: int | None, limits: Limits,
+    report: int | None, limits: ProgramLimits,
 ) -> None:  # fmt: skip
     with contextlib.ExitStack() as closing:
         payload = protocol.anonymous_file(json.dumps(orders).encode())

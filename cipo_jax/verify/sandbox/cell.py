@@ -74,7 +74,7 @@ def serve(
         order, files = request
         if "program" not in order:
             continue  # a stop for a program that had just ended by itself
-        limits = protocol.Limits(**order["limits"])
+        limits = protocol.ProgramLimits(**order["limits"])
         read_end, write_end = os.pipe()
         pid = children.fork()
         if pid == 0:
@@ -94,7 +94,7 @@ def serve(
 
 
 def _run(
-    program: str, isolation: Isolation, limits: protocol.Limits, files: tuple[int, ...],
+    program: str, isolation: Isolation, limits: protocol.ProgramLimits, files: tuple[int, ...],
     rules: int, report: int, uid: int,
 ) -> NoReturn:  # fmt: skip
     """In the child: lock down, say so, run. The word that the walls stand is given before any of
@@ -168,7 +168,6 @@ def _watch(
         "is_timeout": is_timeout,
         "is_killed": os.waitstatus_to_exitcode(status) == -signal.SIGKILL and not is_killed_here,
         "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * 1024,
     }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cipo_jax.verify import protocol
-from cipo_jax.verify.protocol import Exit, Limits
+from cipo_jax.verify.protocol import Exit, ProgramLimits
 from cipo_jax.verify.sandbox import preload
 from cipo_jax.verify.sandbox.layers import Isolation
 
@@ -149,7 +149,7 @@ class Cell:
                 self.pid = struct.unpack("3i", credentials)[0]
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
 
-    def start(self, program: str, files: tuple[int, ...], limits: Limits) -> None:
+    def start(self, program: str, files: tuple[int, ...], limits: ProgramLimits) -> None:
         """Starts a program on the five descriptors of `protocol`; `wait` tells its end."""
         order: dict[str, Any] = {"program": program, "limits": dataclasses.asdict(limits)}
         self._connection.settimeout(GRACE_S)
@@ -172,7 +172,7 @@ class Cell:
             raise SandboxError("the cell died.")
         return Exit(**reply[0])
 
-    def run(self, program: str, files: tuple[int, ...], limits: Limits) -> Exit:
+    def run(self, program: str, files: tuple[int, ...], limits: ProgramLimits) -> Exit:
         """`start` and `wait`."""
         self.start(program, files, limits)
         return self.wait(limits.wall_s + GRACE_S)

@@ -35,7 +35,7 @@ class _Kept(NamedTuple):
     is_compiled: bool
 
 
-class Library:
+class StandardLibrary:
     """Finds the modules written in Python, which it holds."""
 
     def __init__(self) -> None:
@@ -51,10 +51,12 @@ class Library:
         kept = self._modules.get(name)
         if kept is None:
             return None
-        return importlib.util.spec_from_file_location(name, kept.path, loader=_Loader(name, kept))
+        return importlib.util.spec_from_file_location(
+            name, kept.path, loader=_MemoryLoader(name, kept)
+        )
 
 
-class _Loader(SourceFileLoader):
+class _MemoryLoader(SourceFileLoader):
     def __init__(self, name: str, kept: _Kept) -> None:
         super().__init__(name, kept.path)
         self._kept = kept
@@ -67,14 +69,14 @@ class _Loader(SourceFileLoader):
         return self.source_to_code(content, path)
 
 
-def keep() -> Library:
+def keep() -> StandardLibrary:
     """Makes the whole standard library importable without its files, for this process and what it
-    forks: modules written in C are imported now, for the others a `Library` is installed.
+    forks: modules written in C are imported now, for the others a `StandardLibrary` is installed.
     """
     for spec in _specs():
         if isinstance(spec.loader, ExtensionFileLoader):
             importlib.import_module(spec.name)
-    library = Library()
+    library = StandardLibrary()
     sys.meta_path.insert(sys.meta_path.index(PathFinder), library)
     return library
 

@@ -12,13 +12,13 @@ import resource
 import signal
 from collections.abc import Mapping
 
-from cipo_jax.verify.protocol import NUM_FILES, Limits
+from cipo_jax.verify.protocol import NUM_FILES, ProgramLimits
 from cipo_jax.verify.sandbox import kernel, landlock, namespaces, seccomp
 from cipo_jax.verify.sandbox.layers import Isolation
 
 
 def lock_down(
-    isolation: Isolation, limits: Limits, *, files: tuple[int, ...], rules: int, report: int,
+    isolation: Isolation, limits: ProgramLimits, *, files: tuple[int, ...], rules: int, report: int,
     uid: int, parent: int,
 ) -> int:  # fmt: skip
     """Confines this process for good.
@@ -72,7 +72,7 @@ def _arrange(files: tuple[int, ...], report: int, rules: int) -> tuple[int, int]
     return NUM_FILES, NUM_FILES + 1 if rules >= 0 else -1
 
 
-def _resource_limits(isolation: Isolation, limits: Limits) -> Mapping[int, int]:
+def _resource_limits(isolation: Isolation, limits: ProgramLimits) -> Mapping[int, int]:
     amounts = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_NOFILE: 64,

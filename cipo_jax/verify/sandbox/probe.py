@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from cipo_jax.verify.protocol import Limits
+from cipo_jax.verify.protocol import ProgramLimits
 from cipo_jax.verify.sandbox import runner
 from cipo_jax.verify.sandbox.host import Nursery, SandboxError
 from cipo_jax.verify.sandbox.layers import UNPROTECTED, Isolation, candidates
@@ -71,7 +71,7 @@ GROUPS = ("network", "reading", "writing", "attributes", "processes", "signals",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Examination:
     """What one isolation let through: `open` holds "group what" for each attack that succeeded;
     `error` says why it could not be tried.
     """
@@ -90,7 +90,7 @@ class Finding:
         return f"{self.isolation.level} ({self.isolation}): {trouble}"
 
 
-def examine(nursery: Nursery, isolation: Isolation, limits: Limits) -> Finding:
+def examine(nursery: Nursery, isolation: Isolation, limits: ProgramLimits) -> Examination:
     """Attacks from inside one isolation."""
     try:
         cell = nursery.cell(isolation, scratch_bytes=limits.scratch_bytes)
@@ -106,21 +106,21 @@ def examine(nursery: Nursery, isolation: Isolation, limits: Limits) -> Finding:
         finally:
             cell.close()
     except SandboxError as error:
-        return Finding(isolation=isolation, error=str(error))
+        return Examination(isolation=isolation, error=str(error))
     lines = result.stdout.decode(errors="replace").splitlines()
     if lines[:1] != ["CONTROL 45"] or lines[-1:] != ["END"]:
         said = result.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        return Finding(
+        return Examination(
             isolation=isolation,
             error=f"the control program failed ({result.exit.status}): {' '.join(said)[:200]}",
         )
     escapes = tuple(line.removeprefix("OPEN ") for line in lines if line.startswith("OPEN "))
-    return Finding(isolation=isolation, open=escapes)
+    return Examination(isolation=isolation, open=escapes)
 
 
 def choose(
-    nursery: Nursery, limits: Limits, *, level: str, allow_unsandboxed: bool
-) -> tuple[Finding, list[Finding]]:
+    nursery: Nursery, limits: ProgramLimits, *, level: str, allow_unsandboxed: bool
+) -> tuple[Examination, list[Examination]]:
     """The strongest isolation that holds here, and what was found out about those before it.
 
     Args:
@@ -128,19 +128,19 @@ def choose(
       allow_unsandboxed: fall back to resource limits alone.
     Raises: SandboxError where nothing holds and that isn't allowed.
     """
-    failed: list[Finding] = []
+    failed: list[Examination] = []
     for isolation in candidates() if sys.platform == "linux" else []:
         if level in ("auto", isolation.level):
-            finding = examine(nursery, isolation, limits)
-            if finding.holds:
-                return finding, failed
-            failed.append(finding)
+            examined = examine(nursery, isolation, limits)
+            if examined.holds:
+                return examined, failed
+            failed.append(examined)
     if not allow_unsandboxed:
-        tried = "".join(f"\n  {finding}" for finding in failed) or " no layer of it is built in."
+        tried = "".join(f"\n  {examined}" for examined in failed) or " no layer of it is built in."
         raise SandboxError(
             f"verify.isolation is {level!r}, and no sandbox for model-written programs holds on "
             f"this machine:{tried}\nJudge on another machine (`cipo verify-serve`), or set "
             "verify.allow_unsandboxed to run them with resource limits only: they can then read "
             "and change whatever this user can."
         )
-    return Finding(isolation=UNPROTECTED, open=GROUPS[:-1]), failed
+    return Examination(isolation=UNPROTECTED, open=GROUPS[:-1]), failed

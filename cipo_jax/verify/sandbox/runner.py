@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cipo_jax.verify import protocol
-from cipo_jax.verify.protocol import Exit, Limits
+from cipo_jax.verify.protocol import Exit, ProgramLimits
 from cipo_jax.verify.sandbox.host import Cell, SandboxError
 
 
@@ -24,7 +24,7 @@ class Run:
 
 
 def run(
-    cell: Cell, program: str, orders: dict[str, Any], limits: Limits, *, stdin: bytes = b""
+    cell: Cell, program: str, orders: dict[str, Any], limits: ProgramLimits, *, stdin: bytes = b""
 ) -> Run:
     """Runs one of `programs.PROGRAMS` to its end.
 

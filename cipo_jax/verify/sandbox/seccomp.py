@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from collections.abc import Sequence
 
 from cipo_jax.verify.sandbox import kernel
 
@@ -49,7 +50,7 @@ getdents64 217 61|mkdir 83 -|mkdirat 258 34|rmdir 84 -|unlink 87 -|unlinkat 263 
 renameat 264 38|renameat2 316 276|statfs 137 43|fstatfs 138 44
 """
 
-# Allowed for some arguments only; see `program`.
+# Allowed for some arguments only; see `_fates`.
 _CHECKED = """
 clone 56 220|clone3 435 435|tgkill 234 131|prlimit64 302 261|prctl 157 167|ioctl 16 29
 newfstatat 262 79|fcntl 72 25
@@ -80,9 +81,6 @@ _NR, _ARCH = 0, 4
 _ARG = [16 + 8 * index for index in range(6)]
 
 _LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
-_KILL, _ALLOW = 0x80000000, 0x7FFF0000
-_ERRNO = 0x00050000
-_EPERM, _EACCES, _ENOSYS = 1, 13, 38
 
 _PID = 0x7ADECADE  # stands for the process in the template; no process id is that large
 
@@ -95,6 +93,62 @@ _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5451, 0x5450, 0x5421)
 # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_GETLK, F_SETLK, F_SETLKW, F_DUPFD_CLOEXEC. Not
 # F_SETOWN and F_SETSIG, which make the kernel send a signal of the caller's choice to a process.
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 1030)
+
+Fate = list[bytes]
+"""Instructions that decide about a call; every way through them ends in a return."""
+
+
+def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One instruction; a jump goes over so many of those that follow it."""
+    return struct.pack("<HBBI", code, if_true, if_false, value)
+
+
+def _errno(number: int) -> Fate:
+    return [_op(_RETURN, 0x00050000 | number)]
+
+
+_ALLOW, _KILL = [_op(_RETURN, 0x7FFF0000)], [_op(_RETURN, 0x80000000)]
+_PRETEND, _EPERM, _EACCES, _ENOSYS = _errno(0), _errno(1), _errno(13), _errno(38)
+
+
+def _if(offset: int, test: int, values: Sequence[int], then: Fate, otherwise: Fate) -> Fate:
+    """`then`, where the 32 bits at this offset pass the test with one of the values."""
+    last = len(values) - 1
+    jumps = [
+        _op(test, value, last - place, len(then) if place == last else 0)
+        for place, value in enumerate(values)
+    ]
+    return [_op(_LOAD, offset), *jumps, *then, *otherwise]
+
+
+def _fates(strict: bool) -> dict[str, Fate]:
+    """By the name of the call; any other is refused. The upper half of an argument is looked at
+    only where it is a pointer.
+    """
+    to_itself = _if(_ARG[2], _EQUAL, [_SIGKILL], _EPERM, _ALLOW)
+    new_limit = _if(_ARG[1], _EQUAL, [_RLIMIT_STACK], _PRETEND, _EPERM)
+    if_no_new_limit = _if(
+        _ARG[2], _EQUAL, [0], _if(_ARG[2] + 4, _EQUAL, [0], _ALLOW, new_limit), new_limit
+    )
+    return {
+        **dict.fromkeys(FREE, _ALLOW),
+        **dict.fromkeys(PATHS, _EACCES if strict else _ALLOW),
+        "clone": _if(_ARG[0], _ANY_BIT, [_CLONE_THREAD], _ALLOW, _EPERM),
+        # glibc falls back to clone, whose flags a filter can see.
+        "clone3": _ENOSYS,
+        # To itself, and not SIGKILL: what is killed so was killed from outside.
+        "tgkill": _if(_ARG[0], _EQUAL, [_PID], to_itself, _EPERM),
+        # Its own limits may be read, and none be changed: a lower one of CPU time would be a way
+        # to be killed. Scripts ask for a larger stack: they have one, and hear that all is well.
+        "prlimit64": _if(_ARG[0], _EQUAL, [0, _PID], if_no_new_limit, _EPERM),
+        "prctl": _if(_ARG[0], _EQUAL, [_PR_SET_NAME, _PR_GET_NAME], _ALLOW, _EPERM),
+        "ioctl": _if(_ARG[1], _EQUAL, _IOCTLS, _ALLOW, _EPERM),
+        "fcntl": _if(_ARG[1], _EQUAL, _FCNTLS, _ALLOW, _EPERM),
+        # glibc's fstat is newfstatat with an empty path.
+        "newfstatat": _if(_ARG[3], _ANY_BIT, [_AT_EMPTY_PATH], _ALLOW, _EACCES)
+        if strict
+        else _ALLOW,
+    }
 
 
 def program(machine: str, *, pid: int, strict: bool) -> bytes:
@@ -117,56 +171,24 @@ def _template(machine: str, strict: bool) -> bytes:
     """
     if machine not in _AUDIT_ARCH:
         raise ValueError(f"no system-call table for {machine}: x86_64 and aarch64 are known.")
-    numbers = NUMBERS[machine]
     start = [
-        _op(_LOAD, _ARCH),
-        _op(_EQUAL, _AUDIT_ARCH[machine], 1, 0),
-        _op(_RETURN, _KILL),
+        *(_op(_LOAD, _ARCH), _op(_EQUAL, _AUDIT_ARCH[machine], 1, 0), *_KILL),
         _op(_LOAD, _NR),
     ]
     if machine == "x86_64":
-        start += [_op(_AT_LEAST, _X32_BIT, 0, 1), _op(_RETURN, _KILL)]
-
-    refuse, allow = _op(_RETURN, _ERRNO | _EPERM), _op(_RETURN, _ALLOW)
-    no_access = _op(_RETURN, _ERRNO | _EACCES)
-    # glibc's fstat is newfstatat with an empty path.
-    empty_path_only = [_op(_LOAD, _ARG[3]), _op(_ANY_BIT, _AT_EMPTY_PATH, 0, 1), allow, no_access]
-    bodies = {
-        **{name: [allow] for name in FREE},
-        **{name: [no_access if strict else allow] for name in PATHS},
-        "clone": [_op(_LOAD, _ARG[0]), _op(_ANY_BIT, _CLONE_THREAD, 0, 1), allow, refuse],
-        # glibc falls back to clone, whose flags a filter can see.
-        "clone3": [_op(_RETURN, _ERRNO | _ENOSYS)],
-        # To itself, and not SIGKILL: what is killed so was killed from outside.
-        "tgkill": [
-            *(_op(_LOAD, _ARG[0]), _op(_EQUAL, _PID, 0, 2)),
-            *(_op(_LOAD, _ARG[2]), _op(_EQUAL, _SIGKILL, 0, 1), refuse, allow),
-        ],
-        # Its own limits may be read, and none be changed: a lower one of CPU time would be a way
-        # to be killed. Scripts ask for a larger stack: they have one, and hear that all is well.
-        "prlimit64": [
-            *(_op(_LOAD, _ARG[0]), _op(_EQUAL, 0, 1, 0), _op(_EQUAL, _PID, 0, 6)),
-            *(_op(_LOAD, _ARG[2]), _op(_EQUAL, 0, 0, 2)),
-            *(_op(_LOAD, _ARG[2] + 4), _op(_EQUAL, 0, 3, 0)),
-            *(_op(_LOAD, _ARG[1]), _op(_EQUAL, _RLIMIT_STACK, 2, 0)),
-            *(refuse, allow, _op(_RETURN, _ERRNO)),
-        ],
-        "prctl": [*_argument_in(0, (_PR_SET_NAME, _PR_GET_NAME)), allow, refuse],
-        "ioctl": [*_argument_in(1, _IOCTLS), allow, refuse],
-        "fcntl": [*_argument_in(1, _FCNTLS), allow, refuse],
-        "newfstatat": empty_path_only if strict else [allow],
-    }
-    fates = {number: bodies[name] for name, number in numbers.items()}
+        start += [_op(_AT_LEAST, _X32_BIT, 0, 1), *_KILL]
+    by_name = _fates(strict)
+    fates = {number: by_name[name] for name, number in NUMBERS[machine].items()}
     # Neighbours of one fate are one interval, named by the number that it starts with.
-    intervals = [(0, fates.get(0, [refuse]))]
+    intervals = [(0, fates.get(0, _EPERM))]
     for number in range(1, max(fates) + 2):
-        fate = fates.get(number, [refuse])
+        fate = fates.get(number, _EPERM)
         if fate != intervals[-1][1]:
             intervals.append((number, fate))
     return b"".join(start + _search(intervals))
 
 
-def _search(intervals: list[tuple[int, list[bytes]]]) -> list[bytes]:
+def _search(intervals: list[tuple[int, Fate]]) -> Fate:
     """A binary search for the number's interval: the kernel compiles the filter, and walks it once
     for every call there is, each time it is installed, so that a plain list of comparisons would
     cost more than the program's fork.
@@ -194,18 +216,3 @@ class _Program(ctypes.Structure):
     """`struct sock_fprog`."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-
-def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
-    return struct.pack("<HBBI", code, if_true, if_false, value)
-
-
-def _argument_in(index: int, allowed: tuple[int, ...]) -> list[bytes]:
-    """Falls through to the next two instructions: the first where the argument is allowed, the
-    second where it is not. The upper half is ignored: these are all 32-bit arguments.
-    """
-    tests = [
-        _op(_EQUAL, value, len(allowed) - 1 - place, 1 if place == len(allowed) - 1 else 0)
-        for place, value in enumerate(allowed)
-    ]
-    return [_op(_LOAD, _ARG[index]), *tests]

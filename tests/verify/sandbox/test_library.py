@@ -49,7 +49,7 @@ def importable(names: list[str], where: str) -> list:
 
 
 def test_what_imports_from_files_imports_from_memory() -> None:
-    names = [name for name in library.Library()
+    names = [name for name in library.StandardLibrary()
              if "__main__" not in name and name.split(".")[0] not in SPEAKING]  # fmt: skip
     assert {"argparse", "asyncio.events", "json", "multiprocessing.shared_memory"} <= {*names}
     assert not [name for name in names if name.startswith(("test", "site-packages"))]
@@ -61,7 +61,7 @@ def test_what_imports_from_files_imports_from_memory() -> None:
 
 def test_modules_that_only_functions_in_c_import_are_kept() -> None:
     """No reader of sources finds these: print of a large integer, strptime of a datetime."""
-    kept = set(library.Library())
+    kept = set(library.StandardLibrary())
     assert "_strptime" in kept
     assert sys.version_info < (3, 12) or "_pylong" in kept
 
@@ -83,7 +83,7 @@ def test_a_compiled_file_counts_only_where_it_belongs_to_the_source(
     source.write_text(changed)
     os.utime(source, times if is_same_time else (0, 0))
     monkeypatch.syspath_prepend(tmp_path)
-    spec = library.Library().find_spec("colorsys")
+    spec = library.StandardLibrary().find_spec("colorsys")
     shutil.rmtree(tmp_path)
     namespace: dict = {}
     exec(spec.loader.get_code("colorsys"), namespace)

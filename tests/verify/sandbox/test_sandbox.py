@@ -97,17 +97,17 @@ def test_a_program_is_never_run_when_the_lock_down_fails() -> None:
 
 def test_the_probe_notices_an_isolation_that_does_not_hold() -> None:
     """Control of the probes themselves: resource limits alone must let attacks through."""
-    from cipo_jax.verify.protocol import Limits
+    from cipo_jax.verify.protocol import ProgramLimits
     from cipo_jax.verify.sandbox import probe
     from cipo_jax.verify.sandbox.host import Nursery
 
     nursery = Nursery("code")
-    limits = Limits(wall_s=10.0, memory_bytes=2**29, output_bytes=2**20)
+    limits = ProgramLimits(wall_s=10.0, memory_bytes=2**29, output_bytes=2**20)
     # Under a user id of its own where there is one: the attacks then hit nothing that matters.
     bare = layers.Isolation(level="none", uid=os.geteuid() == 0, seccomp="")
-    finding = probe.examine(nursery, bare, limits)
+    examined = probe.examine(nursery, bare, limits)
     nursery.close()
-    groups = {entry.split()[0] for entry in finding.open}
+    groups = {entry.split()[0] for entry in examined.open}
     assert {"network", "reading", "processes", "kernel"} <= groups
     assert "memory" not in groups  # which a resource limit does hold
 

@@ -1,4 +1,4 @@
-"""One worker's share of the sandbox: its cells, and one judgement at a time in them."""
+"""One worker of the pool: its cells in the sandbox, and one judgement at a time in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import socket
 from cipo_jax.verify import protocol
 from cipo_jax.verify.answers.extract import said
 from cipo_jax.verify.code import judging
-from cipo_jax.verify.protocol import Limits
+from cipo_jax.verify.protocol import ProgramLimits
 from cipo_jax.verify.sandbox import programs
 from cipo_jax.verify.sandbox.host import GRACE_S, Cell, Nursery, SandboxError
 from cipo_jax.verify.sandbox.layers import Isolation
@@ -37,10 +37,12 @@ ANSWERS_PER_WORKER = 500
 """A worker for answers is replaced after so many: symbolic algebra keeps caches."""
 
 
-class Slot:
+class Worker:
     """The cells of one worker, by role, made when they are first needed."""
 
-    def __init__(self, nurseries: dict[str, Nursery], isolation: Isolation, limits: Limits) -> None:
+    def __init__(
+        self, nurseries: dict[str, Nursery], isolation: Isolation, limits: ProgramLimits
+    ) -> None:
         self._nurseries = nurseries
         self._isolation = isolation
         self._limits = limits
@@ -108,7 +110,7 @@ class Answerer:
         self._stream, theirs = socket.socketpair()
         payload = protocol.anonymous_file(b"{}")
         null = protocol.anonymous_file()
-        limits = Limits(wall_s=0.0, memory_bytes=MATH_MEMORY_BYTES, output_bytes=2**20)
+        limits = ProgramLimits(wall_s=0.0, memory_bytes=MATH_MEMORY_BYTES, output_bytes=2**20)
         with theirs:
             cell.start("answers", (null, null, null, payload, theirs.fileno()), limits)
         for descriptor in (payload, null):
