@@ -37,6 +37,8 @@ setup(
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
+            # Checks the shapes and kinds of arrays while the tests run.
+            "beartype>=0.20",
             "ruff>=0.17",
             "mypy>=2.0",
             "types-PyYAML",

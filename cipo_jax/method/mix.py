@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from cipo_jax.config import Aggregation, Config, Objective, Train
 from cipo_jax.records import Batch, Stream
@@ -112,12 +112,12 @@ def mix(
 
 
 def unmixed(
-    value_BT: Float[np.ndarray, "B T"],
+    value_BT: Shaped[np.ndarray, "B T"],
     groups: Sequence[Group],
     *,
     train: Train,
     keep_zero_signal: bool,
-) -> Float[np.ndarray, "Q G C"]:
+) -> Shaped[np.ndarray, "Q G C"]:
     """What the rows of `mix` hold for each token of the completions, back in the order of groups.
 
     Args:
@@ -179,7 +179,8 @@ def max_rows(cfg: Config) -> int:
 def abstract_batch(cfg: Config) -> Batch:
     """The batch of `mix` as `jax.ShapeDtypeStruct`s: what the train step is compiled for."""
     batch = Batch.empty(max_rows(cfg), cfg.train.row_tokens, has_old_logprob=cfg.has_old_logprob)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    abstract: Batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    return abstract
 
 
 def packing(batch: Batch) -> Packing:

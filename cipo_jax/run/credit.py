@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from cipo_jax.config import Config, Dapo
 from cipo_jax.method.advantages import (
     Advantage,
-    Scores,
+    StreamRewards,
     correction_advantage,
     objective_advantage,
 )
@@ -49,7 +49,7 @@ class Credit:
 def credit_base(judged: Judged, *, cfg: Config, score_reference: ScoreReference | None) -> Credit:
     """Credit for the base stream, of which at most train.prompts_per_step groups are kept."""
 
-    def advantage_of(kept: Judged, scores: Scores, which: np.ndarray) -> Advantage:
+    def advantage_of(kept: Judged, scores: StreamRewards, which: np.ndarray) -> Advantage:
         return objective_advantage(scores, objective=cfg.objective)
 
     limit = cfg.train.prompts_per_step
@@ -67,7 +67,7 @@ def credit_corrections(
     is_right_M = np.array([a.is_right for a in anchors], bool)
     key_id_M = np.array([a.key_id for a in anchors])
 
-    def advantage_of(kept: Judged, scores: Scores, which: np.ndarray) -> Advantage:
+    def advantage_of(kept: Judged, scores: StreamRewards, which: np.ndarray) -> Advantage:
         return correction_advantage(
             scores,
             is_right_M[which],
@@ -90,7 +90,7 @@ def _credit(
     stream: Stream,
     judged: Judged,
     limit: int,
-    advantage_of: Callable[[Judged, Scores, np.ndarray], Advantage],
+    advantage_of: Callable[[Judged, StreamRewards, np.ndarray], Advantage],
     cfg: Config,
     score_reference: ScoreReference | None,
 ) -> Credit:
@@ -106,7 +106,7 @@ def _credit(
         penalty_QGC = cfg.kl.weight * divergence_QGC
         num_tokens = int(kept.length_QG[kept.is_valid_QG].sum())
         mean_divergence = float(divergence_QGC.sum() / num_tokens) if num_tokens else None
-    scores = Scores(
+    scores = StreamRewards(
         reward_QG=_reward(kept, cfg),
         is_valid_QG=kept.is_valid_QG,
         length_QG=kept.length_QG,
