@@ -145,4 +145,5 @@ def _per_token() -> dict[str, bool]:
 def _dtype_of(annotation: Any) -> np.dtype[Any]:
     """The dtype that a field is annotated with, be it one of several array types or None."""
     variant, *_ = typing.get_args(annotation)
-    return np.dtype(variant.dtypes[0])
+    dtype: np.dtype[Any] = np.dtype(variant.dtypes[0])
+    return dtype

@@ -25,7 +25,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from cipo_jax import config
 from cipo_jax.records import Batch
 
-Record = TypeVar("Record")
+Tree = TypeVar("Tree")
 
 MeshAxis = str | tuple[str, ...]
 """One axis of the device mesh, or several that count as one."""
@@ -131,7 +131,7 @@ def device_grid(sizes: config.MeshShape, devices: Sequence[jax.Device]) -> np.nd
     )
 
 
-def shardings_of(tree: Record, mesh: Mesh, rules: Rules) -> Record:
+def shardings_of(tree: Tree, mesh: Mesh, rules: Rules) -> Tree:
     """The same tree with a NamedSharding in the place of each array.
 
     The letters of an array come from the annotation of the record field that holds it, at any depth
@@ -157,7 +157,7 @@ def shardings_of(tree: Record, mesh: Mesh, rules: Rules) -> Record:
             )
         spec = spec_of(letters or "", x.shape, mesh, rules, name=name)
         shardings.append(NamedSharding(mesh, spec))
-    same_tree: Record = jax.tree.unflatten(structure, shardings)
+    same_tree: Tree = jax.tree.unflatten(structure, shardings)
     return same_tree
 
 
@@ -167,14 +167,14 @@ def batch_shardings(mesh: Mesh) -> Batch:
     return shardings_of(batch, mesh, ACTIVATION_RULES)
 
 
-def abstract_on(record: Record, mesh: Mesh, rules: Rules) -> Record:
+def abstract_on(record: Tree, mesh: Mesh, rules: Rules) -> Tree:
     """A record of abstract arrays with their shardings: what to restore or to compile for."""
     return with_shardings(record, shardings_of(record, mesh, rules))
 
 
-def with_shardings(record: Record, shardings: Record) -> Record:
+def with_shardings(record: Tree, shardings: Tree) -> Tree:
     """`abstract_on` with shardings that are known already."""
-    laid_out: Record = jax.tree.map(
+    laid_out: Tree = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         record,
         shardings,
@@ -198,7 +198,7 @@ def check_divisible(cfg: config.Config, mesh: Mesh) -> None:
         )
 
 
-def distributed(record: Record, mesh: Mesh, rules: Rules) -> Record:
+def distributed(record: Tree, mesh: Mesh, rules: Rules) -> Tree:
     """A record of host arrays as global arrays on the mesh. Every process has the arrays in whole,
     and copies from them the pieces of its own devices.
     """
@@ -207,7 +207,7 @@ def distributed(record: Record, mesh: Mesh, rules: Rules) -> Record:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda piece: x[piece])
 
-    placed: Record = jax.tree.map(place, record, shardings_of(record, mesh, rules))
+    placed: Tree = jax.tree.map(place, record, shardings_of(record, mesh, rules))
     return placed
 
 

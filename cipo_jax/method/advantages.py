@@ -41,7 +41,7 @@ from cipo_jax.method.rewards import correction_reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class StreamRewards:
     """What a stream's samples earned, besides what its advantages are told apart.
 
     `reward` is the verifier's score with the shaping that both streams share (length); any value,
@@ -68,7 +68,10 @@ Advantage = Float32[np.ndarray, "Q G"] | Float32[np.ndarray, "Q G C"]
 
 
 def objective_advantage(
-    scores: Scores, *, objective: Objective, spread_QG: Float[np.ndarray, "Q G"] | None = None
+    rewards: StreamRewards,
+    *,
+    objective: Objective,
+    spread_QG: Float[np.ndarray, "Q G"] | None = None,
 ) -> Advantage:
     """The advantages that an objective is defined with, over the samples of one stream.
 
@@ -87,47 +90,50 @@ def objective_advantage(
       spread_QG: rewards whose deviation a group is divided by; R where not given.
     Returns: float32 [Q, G], or [Q, G, C] for reinforce_plus_plus with penalties of tokens.
     """
-    valid_QG = scores.is_valid_QG
+    valid_QG = rewards.is_valid_QG
     # Where every token of a sequence has the sequence's value, it counts with its length.
-    count_QG = valid_QG * scores.length_QG
+    count_QG = valid_QG * rewards.length_QG
     match objective:
         case Grpo(scale_by_std=False) | DrGrpo():
-            return centred(scores.total_QG, valid_QG).astype(np.float32)
+            return centred(rewards.total_QG, valid_QG).astype(np.float32)
         case Grpo() | Dapo() | Gspo() | Cispo():
             return standardised(
-                scores.total_QG,
+                rewards.total_QG,
                 valid_QG,
                 ddof=objective.ddof,
                 eps=objective.std_eps,
                 spread_QG=spread_QG,
             )
         case Rloo():
-            return leave_one_out(scores.total_QG, valid_QG)
-        case ReinforcePlusPlus() if scores.token_penalty_QGC is not None:
+            return leave_one_out(rewards.total_QG, valid_QG)
+        case ReinforcePlusPlus() if rewards.token_penalty_QGC is not None:
             # The sum from t on: of the tokens in reverse, cumulated, and reversed again.
-            to_come_QGC = np.cumsum(scores.token_penalty_QGC[..., ::-1], axis=-1, dtype=np.float64)[
-                ..., ::-1
-            ]
-            return_QGC = np.where(valid_QG, scores.reward_QG, 0.0)[..., None] - to_come_QGC
+            to_come_QGC = np.cumsum(
+                rewards.token_penalty_QGC[..., ::-1], axis=-1, dtype=np.float64
+            )[..., ::-1]
+            return_QGC = np.where(valid_QG, rewards.reward_QG, 0.0)[..., None] - to_come_QGC
             is_token_QGC = np.arange(return_QGC.shape[-1]) < count_QG[..., None]
             return whitened(return_QGC, is_token_QGC, ddof=objective.ddof, eps=objective.std_eps)
         case ReinforcePlusPlus():
-            value_QG = scores.total_QG
+            value_QG = rewards.total_QG
             return whitened(value_QG, count_QG, ddof=objective.ddof, eps=objective.std_eps)
         case ReinforcePlusPlusBaseline():
-            value_QG = centred(scores.total_QG, valid_QG)
+            value_QG = centred(rewards.total_QG, valid_QG)
             return whitened(value_QG, count_QG, ddof=objective.ddof, eps=objective.std_eps)
 
 
-def of_sequences(advantage: Advantage, length_QG: Int[np.ndarray, "Q G"]) -> np.ndarray:
-    """The mean advantage of each sequence's tokens, [Q, G]."""
+def of_sequences(
+    advantage: Advantage, length_QG: Int[np.ndarray, "Q G"]
+) -> Float[np.ndarray, "Q G"]:
+    """The mean advantage of each sequence's tokens."""
     if advantage.ndim == 2:
         return advantage
-    return advantage.sum(axis=-1) / np.maximum(length_QG, 1)
+    mean_QG: np.ndarray = advantage.sum(axis=-1) / np.maximum(length_QG, 1)
+    return mean_QG
 
 
 def correction_advantage(
-    scores: Scores,
+    rewards: StreamRewards,
     is_right_M: Bool[np.ndarray, " M"],
     prompt_M: Int[np.ndarray, " M"],
     *,
@@ -156,7 +162,7 @@ def correction_advantage(
     as in GRPO and scales those of right anchors by 1 + risk_penalty.
 
     Args:
-      scores: of the corrections, the risk penalty not taken.
+      rewards: of the corrections, the risk penalty not taken.
       is_right_M: whether the anchor of the row is a right attempt.
       prompt_M: identity of the anchor's problem, used by `prompt_group` alone.
       raw_MG: the verifier's own scores, in [0, 1]; any value, NaN too, where not valid.
@@ -167,14 +173,14 @@ def correction_advantage(
       fewer than two valid samples.
     Raises: ValueError for another mode.
     """
-    valid_MG = scores.is_valid_QG
+    valid_MG = rewards.is_valid_QG
     raw_MG = np.where(valid_MG, raw_MG, 0.0).astype(np.float64)
     risk_MG = correction_reward(raw_MG, is_right_M, risk_penalty) - raw_MG
     if mode == "objective":
-        shaped = replace(scores, reward_QG=scores.reward_QG + risk_MG)
-        return objective_advantage(shaped, objective=objective, spread_QG=scores.total_QG)
+        shaped = replace(rewards, reward_QG=rewards.reward_QG + risk_MG)
+        return objective_advantage(shaped, objective=objective, spread_QG=rewards.total_QG)
 
-    plain_MG = scores.total_QG
+    plain_MG = rewards.total_QG
     shaped_MG = np.where(valid_MG, plain_MG + risk_MG, 0.0)
     match objective:
         case DrGrpo() | Rloo():
@@ -186,9 +192,10 @@ def correction_advantage(
         advantage_MG = np.zeros(raw_MG.shape, np.float32)
         for prompt in np.unique(prompt_M):
             rows = prompt_M == prompt
-            group_1X, valid_1X = shaped_MG[rows].reshape(1, -1), valid_MG[rows].reshape(1, -1)
-            together_1X = standardised(group_1X, valid_1X, ddof=ddof, eps=eps)
-            advantage_MG[rows] = together_1X.reshape(shaped_MG[rows].shape)
+            # One prompt, whose samples are the corrections of all its anchors.
+            shaped_1G, valid_1G = (x_MG[rows].reshape(1, -1) for x_MG in (shaped_MG, valid_MG))
+            together_1G = standardised(shaped_1G, valid_1G, ddof=ddof, eps=eps)
+            advantage_MG[rows] = together_1G.reshape(-1, shaped_MG.shape[1])
         return advantage_MG
 
     if mode == "progress":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -130,25 +129,18 @@ def select(
     num_right = math.floor(ratio * num_anchors + ROUNDING)
     if ratio > 0 and num_anchors > 1:
         num_right = max(num_right, 1)
+    turns = [(right_left, num_right), (wrong_left, num_anchors)]
+    if correction.fill_with_right and not isinstance(correction.controller, FailuresOnly):
+        turns.append((right_left, num_anchors))
 
     limit = correction.max_anchors_per_prompt
     per_prompt: Counter[int] = Counter()
     anchors: list[Anchor] = []
-
-    def take(candidates: Iterator[Anchor], up_to: int) -> None:
-        """Append candidates until there are `up_to` anchors, skipping prompts at their limit."""
-        while len(anchors) < up_to:
-            candidate = next(candidates, None)
-            if candidate is None:
-                return
+    for candidates, up_to in turns:
+        while len(anchors) < up_to and (candidate := next(candidates, None)) is not None:
             if limit == "all" or per_prompt[candidate.key_id] < limit:
                 per_prompt[candidate.key_id] += 1
                 anchors.append(candidate)
-
-    take(right_left, num_right)
-    take(wrong_left, num_anchors)
-    if correction.fill_with_right and not isinstance(correction.controller, FailuresOnly):
-        take(right_left, num_anchors)
     return anchors
 
 
@@ -194,7 +186,7 @@ def soft_weight(num_right: int, num_valid: int, soft: Soft) -> float:
     much a prompt can teach. The half a success added to both sides keeps it off 0.
     """
     rate = (num_right + 0.5) / (num_valid + 1)
-    return soft.floor + (4 * rate * (1 - rate)) ** soft.exponent
+    return float(soft.floor + (4 * rate * (1 - rate)) ** soft.exponent)
 
 
 def _candidates(

@@ -45,7 +45,8 @@ def standardised(
     Source: Shao et al. 2024 (GRPO), arXiv 2402.03300, section 4.1.2.
     """
     std_Q = group_std(reward_QG if spread_QG is None else spread_QG, is_valid_QG, ddof=ddof)
-    return (centred(reward_QG, is_valid_QG) / (std_Q[:, None] + eps)).astype(np.float32)
+    scaled_QG: np.ndarray = centred(reward_QG, is_valid_QG) / (std_Q[:, None] + eps)
+    return scaled_QG.astype(np.float32)
 
 
 def leave_one_out(
@@ -58,14 +59,18 @@ def leave_one_out(
     Returns: float32 [Q, G]; 0 where not valid, and in groups with fewer than two valid samples.
     Source: Ahmadian et al. 2024 (RLOO), arXiv 2402.14740, section 3.3; Kool et al. 2019.
     """
-    num_Q1 = is_valid_QG.sum(axis=1, keepdims=True)
-    scale_Q1 = num_Q1 / np.maximum(num_Q1 - 1, 1)
-    return (scale_Q1 * centred(reward_QG, is_valid_QG)).astype(np.float32)
+    num_Q1 = np.sum(is_valid_QG, axis=1, keepdims=True)
+    scaled_QG: np.ndarray = num_Q1 / np.maximum(num_Q1 - 1, 1) * centred(reward_QG, is_valid_QG)
+    return scaled_QG.astype(np.float32)
 
 
 def whitened(
-    value: Float[np.ndarray, "..."], count: Int[np.ndarray, "..."], *, ddof: int, eps: float
-) -> Float32[np.ndarray, "..."]:
+    value: Float[np.ndarray, "*shape"],
+    count: Int[np.ndarray, "*shape"] | Bool[np.ndarray, "*shape"],
+    *,
+    ddof: int,
+    eps: float,
+) -> Float32[np.ndarray, "*shape"]:
     """Values less their mean, over their standard deviation, each counted `count` times.
 
         (value - mean) / (std + eps)
@@ -77,13 +82,13 @@ def whitened(
       count are equal.
     Source: Hu et al. 2025 (REINFORCE++), arXiv 2501.03262, the normalisation over the global batch.
     """
-    count = np.asarray(count, np.float64)
-    value = np.where(count > 0, value, 0.0)
-    if not (count > 0).any() or np.ptp(value[count > 0]) == 0:
+    counts = np.asarray(count, np.float64)
+    value = np.where(counts > 0, value, 0.0)
+    if not (counts > 0).any() or np.ptp(value[counts > 0]) == 0:
         return np.zeros(value.shape, np.float32)
-    deviation = value - (count * value).sum() / count.sum()
-    variance = (count * deviation**2).sum() / (count.sum() - ddof)
-    return np.where(count > 0, deviation / (np.sqrt(variance) + eps), 0.0).astype(np.float32)
+    deviation = value - (counts * value).sum() / counts.sum()
+    variance = (counts * deviation**2).sum() / (counts.sum() - ddof)
+    return np.where(counts > 0, deviation / (np.sqrt(variance) + eps), 0.0).astype(np.float32)
 
 
 def group_std(
@@ -104,9 +109,11 @@ def is_mixed(
     """Whether the valid rewards of a group differ (which takes at least two)."""
     highest_Q = np.max(np.where(is_valid_QG, reward_QG, -np.inf), axis=1, initial=-np.inf)
     lowest_Q = np.min(np.where(is_valid_QG, reward_QG, np.inf), axis=1, initial=np.inf)
-    return highest_Q > lowest_Q
+    is_mixed_Q: np.ndarray = highest_Q > lowest_Q
+    return is_mixed_Q
 
 
 def _mean(reward_QG: np.ndarray, is_valid_QG: np.ndarray) -> np.ndarray:
     total_Q = np.sum(np.where(is_valid_QG, reward_QG, 0.0), axis=1, dtype=np.float64)
-    return total_Q / np.maximum(is_valid_QG.sum(axis=1), 1)
+    mean_Q: np.ndarray = total_Q / np.maximum(is_valid_QG.sum(axis=1), 1)
+    return mean_Q

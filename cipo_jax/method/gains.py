@@ -11,7 +11,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from cipo_jax.config import (
     Cispo,
@@ -25,13 +25,13 @@ from cipo_jax.config import (
     Rloo,
 )
 from cipo_jax.method.sequences import sequence_mean, sequence_sum
-from cipo_jax.records import Batch
+from cipo_jax.records import Array, Batch
 
 # Log-ratios beyond this are held there, without a gradient: exp(20) = 5e8 is far outside every clip
 # range, and an infinite ratio times a zero advantage would be NaN.
 MAX_LOG_RATIO = 20.0
 
-Gain = tuple[Float[Array, "B T"], Bool[Array, "B T"]]
+Gain = tuple[Float[jax.Array, "B T"], Bool[jax.Array, "B T"]]
 """The gain of each token, and whether its ratio was bounded."""
 
 
@@ -106,12 +106,13 @@ def clipped_ratio(
       dual clip: Ye et al. 2020, arXiv 1912.09729, equation 5.
     """
     ratio_BT = bounded_exp(log_ratio_BT)
-    is_too_high_BT = (advantage_BT > 0) & (ratio_BT > 1 + high)
-    is_too_low_BT = (advantage_BT < 0) & (ratio_BT < 1 - low)
+    is_too_high_BT = jnp.greater(advantage_BT, 0) & (ratio_BT > 1 + high)
+    is_bad_BT = jnp.less(advantage_BT, 0)
+    is_too_low_BT = is_bad_BT & (ratio_BT < 1 - low)
     bounded_BT = jnp.where(is_too_high_BT, 1 + high, jnp.where(is_too_low_BT, 1 - low, ratio_BT))
     is_bounded_BT = is_too_high_BT | is_too_low_BT
     if dual != "none":
-        is_costly_BT = (advantage_BT < 0) & (ratio_BT > dual)
+        is_costly_BT = is_bad_BT & (ratio_BT > dual)
         bounded_BT = jnp.where(is_costly_BT, dual, bounded_BT)
         is_bounded_BT |= is_costly_BT
     return bounded_BT * advantage_BT, is_bounded_BT
@@ -138,6 +139,6 @@ def clipped_weight(
     return jnp.clip(weight_BT, low, high) * advantage_BT * logprob_BT, is_bounded_BT
 
 
-def bounded_exp(log_ratio_BT: Float[Array, "B T"]) -> Float[Array, "B T"]:
+def bounded_exp(log_ratio_BT: Float[Array, "B T"]) -> Float[jax.Array, "B T"]:
     """exp, with its argument held within MAX_LOG_RATIO."""
     return jnp.exp(jnp.clip(log_ratio_BT, -MAX_LOG_RATIO, MAX_LOG_RATIO))

@@ -14,11 +14,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Bool, Float, Float32, Int32
 
 from cipo_jax.config import Parity, ParityMask, ParityOff
 from cipo_jax.method.sequences import sequence_mean
-from cipo_jax.records import Batch
+from cipo_jax.records import Array, Batch
 
 POSITIONS = (0, 16, 64, 256, 1024, 4096)
 """Buckets of a token's place in its completion, each named by its first one."""
@@ -74,7 +74,7 @@ def measure(logprob_BT: Float[Array, "B T"], batch: Batch) -> Gaps:
     )
 
 
-def token_gap(logprob_BT: Float[Array, "B T"], batch: Batch) -> Float32[Array, "B T"]:
+def token_gap(logprob_BT: Float[Array, "B T"], batch: Batch) -> Float32[jax.Array, "B T"]:
     """|trainer - sampler log-prob| of each target, nats, without a gradient; 0 elsewhere."""
     gap_BT = jnp.abs(jax.lax.stop_gradient(logprob_BT) - batch.sampler_logprob_BT)
     return jnp.where(batch.is_target_BT, gap_BT, 0.0)
@@ -124,19 +124,24 @@ def mask_outliers(
     return dataclasses.replace(batch, is_target_BT=is_kept_BT), num_masked
 
 
-def is_beyond(gaps: Gaps, num_masked: Float32[Array, ""], *, parity: Parity) -> Bool[Array, ""]:
+def is_beyond(
+    gaps: Gaps, num_masked: Float32[jax.Array, ""], *, parity: Parity
+) -> Bool[jax.Array, ""]:
     """Whether a step's gaps exceed the limits, or are not finite; False without targets."""
     match parity:
         case ParityOff():
-            return jnp.bool_(False)
+            return jnp.zeros((), bool)
         case ParityMask():
-            return num_masked > 0
+            return jnp.greater(num_masked, 0)
         case _:
             mean = gaps.total[0] / jnp.maximum(gaps.count[0], 1.0)
-            return ~((mean <= parity.mean_nats) & (gaps.largest[0] <= parity.max_nats))
+            is_within = (mean <= parity.mean_nats) & (gaps.largest[0] <= parity.max_nats)
+            return jnp.logical_not(is_within)
 
 
-def _places(segment_BT: Int32[Array, "B T"]) -> tuple[Int32[Array, "B T"], Bool[Array, "B T"]]:
+def _places(
+    segment_BT: Int32[Array, "B T"],
+) -> tuple[Int32[jax.Array, "B T"], Bool[jax.Array, "B T"]]:
     """The place of each token in its segment, from 0, and whether it is the segment's last."""
     index_T = jnp.arange(segment_BT.shape[1], dtype=jnp.int32)
     changes_BT = segment_BT[:, 1:] != segment_BT[:, :-1]

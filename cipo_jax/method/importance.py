@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from cipo_jax.config import (
     Importance,
@@ -19,12 +19,12 @@ from cipo_jax.config import (
 )
 from cipo_jax.method.gains import bounded_exp
 from cipo_jax.method.sequences import sequence_sum
-from cipo_jax.records import Batch
+from cipo_jax.records import Array, Batch
 
 
 def importance_weight(
     old_logprob_BT: Float[Array, "B T"], batch: Batch, *, importance: Importance
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+) -> tuple[Float[jax.Array, "B T"], Bool[jax.Array, "B T"]]:
     """The weight of each token's policy term, without a gradient, and whether it was bounded.
 
         token_tis         min(q, high)

@@ -18,14 +18,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Bool, Float
 
 from cipo_jax.config import Importance, Kl, Objective, Uncorrected
 from cipo_jax.method.gains import bounded_exp, token_gain
 from cipo_jax.method.importance import importance_weight
-from cipo_jax.records import Batch, Stream
+from cipo_jax.records import Array, Batch, Stream
 
-Sums = dict[str, tuple[Float32[Array, ""], Float32[Array, ""]]]
+Sums = dict[str, tuple[Float[jax.Array, ""], Float[jax.Array, ""]]]
+"""Name of a metric to its total over the targets, and their number."""
 
 
 def policy_loss(
@@ -37,7 +38,7 @@ def policy_loss(
     objective: Objective,
     kl: Kl,
     importance: Importance,
-) -> tuple[Float32[Array, "2"], Sums]:
+) -> tuple[Float[jax.Array, "2"], Sums]:
     """The loss of each stream, to be minimised, and the sums behind the metrics.
 
         loss[s] = sum over targets t of stream s of
@@ -80,7 +81,7 @@ def policy_loss(
     q_BT, is_bounded_BT = importance_weight(old_logprob_BT, batch, importance=importance)
     cost_BT = -q_BT * gain_BT
 
-    per_token = {
+    per_token: dict[str, Array] = {
         "policy/entropy": jax.lax.stop_gradient(entropy_BT),
         "policy/clip_share": is_clipped_BT.astype(jnp.float32),
         "policy/ratio": bounded_exp(logprob_BT - old_logprob_BT),
@@ -110,8 +111,8 @@ def policy_loss(
 
 
 def joint_loss(
-    loss_by_stream: Float32[Array, "2"], *, correction_weight: float
-) -> Float32[Array, ""]:
+    loss_by_stream: Float[jax.Array, "2"], *, correction_weight: float
+) -> Float[jax.Array, ""]:
     """The one loss that a step descends: base + correction_weight * correction.
 
     The weight (lambda_c) stands here and not in the batch, so that logged losses of the streams
@@ -143,7 +144,7 @@ def divergence(log_gap_BT: Float[Array, "B T"], *, estimator: str) -> Float[Arra
 
 
 def _old_logprob(
-    logprob_BT: Float[Array, "B T"], batch: Batch, importance: Importance
+    logprob_BT: Float[jax.Array, "B T"], batch: Batch, importance: Importance
 ) -> Float[Array, "B T"]:
     """Log-probs before the first update on the batch, 0 where not a target."""
     if isinstance(importance, Uncorrected):
@@ -161,5 +162,5 @@ def _cleaned(batch: Batch) -> Batch:
 
 def _at_targets(
     value_BT: Float[Array, "B T"], is_target_BT: Bool[Array, "B T"]
-) -> Float[Array, "B T"]:
+) -> Float[jax.Array, "B T"]:
     return jnp.where(is_target_BT, value_BT, 0.0)

@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from cipo_jax.config import Aggregation, Config, Objective, Train
 from cipo_jax.records import Batch, Stream
@@ -59,7 +59,7 @@ class Places:
     shape: tuple[int, int, int]
     """Groups, completions of the largest one, tokens of the longest one."""
 
-    def back(self, value_BT: Float[np.ndarray, "B T"]) -> Float[np.ndarray, "Q G C"]:
+    def back(self, value_BT: Shaped[np.ndarray, "B T"]) -> Shaped[np.ndarray, "Q G C"]:
         """What the rows hold for each token of the completions, in the order of the groups; 0
         beyond a completion's length, and for those that were left out of the rows.
         """

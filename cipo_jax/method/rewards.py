@@ -30,7 +30,8 @@ def correction_reward(
             f"correction.risk_penalty is {risk_penalty}: a negative penalty would reward breaking "
             "right attempts. Use 0 for no penalty."
         )
-    return raw_MG - risk_penalty * is_right_M[:, None] * (1 - raw_MG)
+    broken_MG: np.ndarray = is_right_M[:, None] * (1 - raw_MG)
+    return raw_MG - risk_penalty * broken_MG
 
 
 def overlong_penalty(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
+
+from cipo_jax.records import Array
 
 
 def sequence_sum(
     value_BT: Float[Array, "B T"],
     segment_BT: Int[Array, "B T"],
     is_target_BT: Bool[Array, "B T"],
-) -> Float[Array, "B T"]:
+) -> Float[jax.Array, "B T"]:
     """The sum of `value` over the targets of a completion, at each of its targets; 0 elsewhere.
 
     A completion is a segment of one row, and is never cut: so its sum depends neither on what it
@@ -36,7 +38,7 @@ def sequence_mean(
     value_BT: Float[Array, "B T"],
     segment_BT: Int[Array, "B T"],
     is_target_BT: Bool[Array, "B T"],
-) -> Float[Array, "B T"]:
+) -> Float[jax.Array, "B T"]:
     """The mean of `value` over the targets of a completion, as `sequence_sum`."""
     length_BT = sequence_sum(jnp.ones_like(value_BT), segment_BT, is_target_BT)
     return sequence_sum(value_BT, segment_BT, is_target_BT) / jnp.maximum(length_BT, 1.0)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from cipo_jax.config import Config, Dapo
 from cipo_jax.method.advantages import (
     Advantage,
-    Scores,
+    StreamRewards,
     correction_advantage,
     objective_advantage,
 )
@@ -138,7 +138,7 @@ def _advantage(
 ) -> Advantage:
     """The advantages in the groups that are kept."""
     judged = kept.judged
-    scores = Scores(
+    scores = StreamRewards(
         reward_QG=_reward(judged, cfg),
         is_valid_QG=judged.is_valid_QG,
         length_QG=judged.length_QG,

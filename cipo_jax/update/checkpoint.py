@@ -215,7 +215,7 @@ def restore_params(
     return restored["params"], step
 
 
-Shapes = dict[str, tuple[tuple[int, ...], str]]
+_Shapes = dict[str, tuple[tuple[int, ...], str]]
 """Path of an array in the state, like `params/blocks/q`, to its shape and dtype."""
 
 
@@ -238,20 +238,20 @@ def _has_leftovers(folder: Path) -> bool:
     return folder.exists() and any(not path.name.isdigit() for path in folder.iterdir())
 
 
-def _shapes(tree: Any) -> Shapes:
+def _shapes(tree: Any) -> _Shapes:
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(x.shape), str(x.dtype))
         for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
 
 
-def _saved_shapes(item: Path) -> Shapes:
+def _saved_shapes(item: Path) -> _Shapes:
     # A Checkpointer would look for metadata of its own first, and warn that there are none.
     with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         return _shapes(reader.metadata(item).tree)
 
 
-def _check_shapes(saved: Shapes, wanted: Shapes, folder: Path) -> None:
+def _check_shapes(saved: _Shapes, wanted: _Shapes, folder: Path) -> None:
     """Raises if the two differ, naming the first array that does in the order of the state."""
     for name in [*wanted, *saved]:
         if saved.get(name) != wanted.get(name):

@@ -1,7 +1,7 @@
 """A batch cut into microbatches, and the log-probs of one: shared by the train step and the scorer.
 
 In: a packed Batch, or some rows of it, and parameters, under a mesh. Out: log-prob and entropy of
-each target. Does not know what becomes of them.
+each target. Does not know what they are used for.
 """
 
 from __future__ import annotations
@@ -10,66 +10,75 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.sharding import PartitionSpec
-from jaxtyping import Float32
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from cipo_jax.config import Config
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, PARAM_RULES, ROW_AXES
 from cipo_jax.model.head import token_logprobs
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, hidden_states
-from cipo_jax.records import Batch
+from cipo_jax.records import Array, Batch
 
 
 def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:
-    """The batch as [microbatch, row, T], each microbatch spread over all devices, and zeros in the
-    place of all that is not to be read.
+    """The batch as [microbatch, row, T], each microbatch spread over all devices. Every array has
+    zeros where it is not to be read: in padding, and away from targets where it is read at them
+    alone.
     """
     num_rows, _ = batch.token_BT.shape
     is_used_B1 = (jnp.arange(num_rows) < batch.num_rows)[:, None]
     is_token_BT = is_used_B1 & (batch.segment_BT > 0)
     is_target_BT = is_token_BT & batch.is_target_BT
 
-    def cut(x_BT: Array, is_kept_BT: Array) -> Array:
+    def cut(
+        x_BT: Shaped[Array, "B T"], is_kept_BT: Bool[jax.Array, "B T"]
+    ) -> Shaped[jax.Array, "X b T"]:
         x_BT = jnp.where(is_kept_BT, x_BT, jnp.zeros_like(x_BT))
         # Rows lie in contiguous pieces on the devices: one exchange here, of a few numbers per
         # token, spares one in each pass of the loop.
-        x_MBT = x_BT.reshape(-1, rows_per_microbatch, x_BT.shape[1])
+        x_XbT = x_BT.reshape(-1, rows_per_microbatch, x_BT.shape[1])
         spec = PartitionSpec(None, ACTIVATION_RULES["B"], None)
-        return jax.lax.with_sharding_constraint(x_MBT, spec)
+        spread_XbT: jax.Array = jax.lax.with_sharding_constraint(x_XbT, spec)
+        return spread_XbT
 
     at_targets = batch.per_target()
     arrays = {
         name: cut(x_BT, is_target_BT if name in at_targets else is_token_BT)
         for name, x_BT in batch.per_token().items()
     }
-    first_row_M = jnp.arange(0, num_rows, rows_per_microbatch)
-    num_rows_M = jnp.clip(batch.num_rows - first_row_M, 0, rows_per_microbatch)
-    return Batch(**arrays, num_rows=num_rows_M)
+    first_row_X = jnp.arange(0, num_rows, rows_per_microbatch)
+    num_rows_X = jnp.clip(batch.num_rows - first_row_X, 0, rows_per_microbatch)
+    return Batch(**arrays, num_rows=num_rows_X)
 
 
 def row_logprobs(
     params: Params, rows: Batch, *, cfg: Config, arch: Architecture
-) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+) -> tuple[Float32[jax.Array, "B T"], Float32[jax.Array, "B T"]]:
     """Log-prob and entropy of each target of a microbatch, under the mesh of the context."""
     hidden_BTD = hidden_states(
         params,
-        rows.token_BT,
-        rows.position_BT,
-        rows.segment_BT,
-        rows.prefix_BT,
+        jnp.asarray(rows.token_BT),
+        jnp.asarray(rows.position_BT),
+        jnp.asarray(rows.segment_BT),
+        jnp.asarray(rows.prefix_BT),
         arch=arch,
         compute_dtype=jnp.dtype(cfg.train.compute_dtype),
         remat=cfg.train.remat,
     )
-    return _head_logprobs(params, hidden_BTD, rows, cfg=cfg, arch=arch)
+    return head_logprobs(params, hidden_BTD, rows, cfg=cfg, arch=arch)
 
 
-def _head_logprobs(
-    params: Params, hidden_BTD: Array, rows: Batch, *, cfg: Config, arch: Architecture
-) -> tuple[Array, Array]:
-    """Every device scores its own rows against its own piece of the vocabulary.
+def head_logprobs(
+    params: Params,
+    hidden_BTD: Float[jax.Array, "B T D"],
+    rows: Batch,
+    *,
+    cfg: Config,
+    arch: Architecture,
+) -> tuple[Float32[jax.Array, "B T"], Float32[jax.Array, "B T"]]:
+    """`row_logprobs` from the hidden states: every device scores its own rows against its own piece
+    of the vocabulary.
 
     The head is gathered over fsdp once, and its gradient scattered once, as sums over the devices.
     Left to itself, XLA sums it after every chunk, and gathers the vocabulary in each.
@@ -79,11 +88,10 @@ def _head_logprobs(
     vocab_axis, width_axis = (
         axis if axis in split_axes else None for axis in (PARAM_RULES["V"], PARAM_RULES["D"])
     )
-    name, letters = ("embed", "VD") if arch.is_tied else ("head", "DV")
 
-    def score(piece: Array, *arrays: Array) -> tuple[Array, Array]:
+    def score(head: jax.Array, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
         return token_logprobs(
-            dataclasses.replace(params, **{name: piece}),
+            _with_head(params, head, arch),
             *arrays,
             temperature=cfg.sampling.temperature,
             chunk=cfg.train.logprob_chunk,
@@ -93,14 +101,23 @@ def _head_logprobs(
             width_axis=width_axis,
         )
 
-    arrays = (hidden_BTD, rows.token_BT, rows.predecessor_BT, rows.is_target_BT)
+    head, letters = (params.embed, "VD") if arch.is_tied else (params.head, "DV")
+    assert head is not None
+    ids = (rows.token_BT, rows.predecessor_BT, rows.is_target_BT)
+    arrays = (head, hidden_BTD, *(jnp.asarray(x_BT) for x_BT in ids))
     if not split_axes:  # a shard_map would pass over the head's gradient once more
-        return score(getattr(params, name), *arrays)
-    split = PartitionSpec(ACTIVATION_RULES["B"])
-    split_head = PartitionSpec(*(PARAM_RULES[letter] for letter in letters))
+        return score(*arrays)
+    rows_split = PartitionSpec(ACTIVATION_RULES["B"])
+    head_split = PartitionSpec(*(PARAM_RULES[letter] for letter in letters))
     return jax.shard_map(
         score,
-        in_specs=(split_head, split, split, split, split),
-        out_specs=(split, split),
+        in_specs=(head_split, *(rows_split for _ in arrays[1:])),
+        out_specs=(rows_split, rows_split),
         check_vma=False,
-    )(getattr(params, name), *arrays)
+    )(*arrays)
+
+
+def _with_head(params: Params, head: jax.Array, arch: Architecture) -> Params:
+    if arch.is_tied:
+        return dataclasses.replace(params, embed=head)
+    return dataclasses.replace(params, head=head)

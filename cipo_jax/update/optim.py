@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float32
 from optax import FactoredState
 
 from cipo_jax.config import Adafactor, AdamW, Optimizer
@@ -33,16 +34,18 @@ def learning_rate(cfg: Optimizer, num_updates: int) -> optax.Schedule:
     """
     warmup, final = cfg.warmup_steps, cfg.final_factor
 
-    def rate(count: jax.typing.ArrayLike) -> jax.Array:
+    def rate(count: jax.typing.ArrayLike) -> Float32[jax.Array, ""]:
         k = jnp.asarray(count, jnp.float32)
         rise = jnp.minimum(1.0, (k + 1) / max(warmup, 1))
         progress = jnp.clip((k - warmup) / max(num_updates - warmup, 1), 0.0, 1.0)
-        if cfg.schedule == "constant":
-            fall = jnp.float32(1.0)
-        elif cfg.schedule == "linear":
-            fall = final + (1 - final) * (1 - progress)
-        else:
-            fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        fall: jax.Array
+        match cfg.schedule:
+            case "constant":
+                fall = jnp.float32(1.0)
+            case "linear":
+                fall = final + (1 - final) * (1 - progress)
+            case "cosine":
+                fall = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return cfg.learning_rate * rise * fall
 
     return rate
@@ -57,7 +60,7 @@ def has_decay(params: optax.Params) -> optax.Params:
     dimensions does not tell.
     """
 
-    def decays(path: tuple, _: object) -> bool:
+    def decays(path: tuple[Any, ...], _: object) -> bool:
         return not jax.tree_util.keystr(path[-1:], simple=True).endswith(("norm", "bias"))
 
     return jax.tree_util.tree_map_with_path(decays, params)

@@ -18,7 +18,7 @@ from cipo_jax.config import (
     Rloo,
 )
 from cipo_jax.method.advantages import (
-    Scores,
+    StreamRewards,
     correction_advantage,
     objective_advantage,
     of_sequences,
@@ -33,7 +33,7 @@ ALL_VALID = np.ones((1, 8), bool)
 
 def scores_of(reward, valid=None, *, length=None, penalty=None):
     reward = np.asarray(reward, float)
-    return Scores(
+    return StreamRewards(
         reward_QG=reward,
         is_valid_QG=np.ones(reward.shape, bool) if valid is None else np.asarray(valid),
         length_QG=np.full(reward.shape, 3) if length is None else np.asarray(length),
@@ -51,7 +51,7 @@ def of_corrections(raw, is_right, *, mode, risk_penalty, valid=None, prompt=None
     return correction_advantage(
         scores_of(raw, valid),
         np.asarray(is_right),
-        np.arange(len(raw)) if prompt is None else prompt,
+        np.arange(len(raw)) if prompt is None else np.asarray(prompt),
         raw_MG=raw,
         mode=mode,
         risk_penalty=risk_penalty,
@@ -114,7 +114,7 @@ def test_whitening_counts_tokens() -> None:
     got = objective_advantage(scores, objective=ReinforcePlusPlus(ddof=1))
     np.testing.assert_allclose(got, [[0.5, -1.5]], atol=1e-6)
     # Tokens written out give the same.
-    each = whitened(np.array([1.0, 1, 1, 0]), np.ones(4), ddof=1, eps=1e-8)
+    each = whitened(np.array([1.0, 1, 1, 0]), np.ones(4, int), ddof=1, eps=1e-8)
     np.testing.assert_allclose(each, [0.5, 0.5, 0.5, -1.5], atol=1e-6)
 
 
@@ -381,6 +381,6 @@ def test_no_anchors() -> None:
         assert got.shape == (0, 4)
 
 
-def test_an_unknown_mode_is_refused() -> None:
+def test_an_unknown_mode_is_refused(unchecked) -> None:
     with pytest.raises(ValueError, match="'robust'"):
         of_corrections(SIX_OF_EIGHT, [True], mode="robust", risk_penalty=1.0)

@@ -45,7 +45,7 @@ from cipo_jax.config import (
     TokenTis,
     Train,
 )
-from cipo_jax.method.advantages import Scores, objective_advantage
+from cipo_jax.method.advantages import StreamRewards, objective_advantage
 from cipo_jax.method.losses import divergence, policy_loss
 from cipo_jax.method.mix import Completion, Group, mix
 from cipo_jax.method.rewards import overlong_penalty
@@ -226,7 +226,7 @@ for estimator in ("k1", "k2", "k3"):
 
 index = np.repeat(np.arange(NUM_GROUPS), NUM_SAMPLES)
 penalty = np.where(mask, 0.1 * np.abs(rng.normal(size=SHAPE)), 0)
-scores = Scores(reward_QG=reward, is_valid_QG=np.ones(SHAPE[:2], bool), length_QG=length)
+scores = StreamRewards(reward_QG=reward, is_valid_QG=np.ones(SHAPE[:2], bool), length_QG=length)
 last = np.arange(MAX_NEW_TOKENS) == length[..., None] - 1
 at_end = np.where(last, reward[..., None], 0)
 

@@ -16,7 +16,7 @@ from cipo_jax.mesh.sharding import (
     shardings_of,
 )
 from cipo_jax.model.presets import PRESETS
-from cipo_jax.update.microbatch import _head_logprobs
+from cipo_jax.update.microbatch import head_logprobs
 from tests.batches import random_batch
 from tests.weights import drawn
 
@@ -54,7 +54,7 @@ def found(name: str, sizes: config.MeshShape):
     field = "embed" if arch.is_tied else "head"
 
     def loss(head, hidden):
-        logprob, entropy = _head_logprobs(
+        logprob, entropy = head_logprobs(
             params.replace(**{field: head}), hidden, rows, cfg=cfg, arch=arch
         )
         return jnp.sum(weights[0] * logprob) + jnp.sum(weights[1] * entropy), (logprob, entropy)

@@ -17,7 +17,7 @@ import workload
 
 from cipo_jax import config
 from cipo_jax.mesh.sharding import make_mesh
-from cipo_jax.method.advantages import Scores, objective_advantage
+from cipo_jax.method.advantages import StreamRewards, objective_advantage
 from cipo_jax.method.mix import Completion, Group, max_rows, mix
 from cipo_jax.model.presets import PRESETS, Architecture
 from cipo_jax.model.transformer import init
@@ -125,7 +125,7 @@ def main() -> None:
         by_prompt = (work.prompts, work.samples)
         is_valid_QG = np.ones(by_prompt, bool)
         length_QG = np.array([len(c.token_C) for c in completions]).reshape(by_prompt)
-        scores = Scores(
+        scores = StreamRewards(
             reward_QG=reward_QG.reshape(by_prompt), is_valid_QG=is_valid_QG, length_QG=length_QG
         )
         advantage_QG = objective_advantage(scores, objective=cfg.objective)
