@@ -15,12 +15,14 @@ log-prob is the log-prob *of* token t). Only `logprobs.py` looks at the token be
 
 from __future__ import annotations
 
+import dataclasses
 import enum
-from typing import TypeAlias
+import typing
+from typing import Any, TypeAlias
 
-import flax.struct
 import jax
 import numpy as np
+from flax import struct
 from jaxtyping import Bool, Float32, Int32
 
 Array: TypeAlias = jax.Array | np.ndarray
@@ -33,7 +35,7 @@ class Stream(enum.IntEnum):
     CORRECTION = 1
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class PromptBatch:
     """Rendered prompts of one sampling call, right-padded to a common bucket length P.
 
@@ -46,7 +48,7 @@ class PromptBatch:
     key_id_Q: Int32[Array, " Q"]
 
 
-@flax.struct.dataclass
+@struct.dataclass
 class Rollouts:
     """What the sampler returns: G completions for each of Q prompts, right-padded to length C.
 
@@ -62,7 +64,11 @@ class Rollouts:
     is_finished_QG: Bool[Array, "Q G"]
 
 
-@flax.struct.dataclass
+_PER_TOKEN, _PER_TARGET = {"at_targets_alone": False}, {"at_targets_alone": True}
+"""Of a field [B, T]: whether it is read at targets alone, and may hold any value elsewhere."""
+
+
+@struct.dataclass
 class Batch:
     """One fixed-shape training batch: packed rows of both streams.
 
@@ -79,7 +85,8 @@ class Batch:
     stream, so that the loss of a stream is the plain sum over its tokens of weight * objective,
     whatever the packing, the microbatch split or the mesh. It is 0 where not `is_target`.
 
-    Fields, all [B, T] but `num_rows`:
+    The fields, all [B, T] but `num_rows`; each declares whether it is read at targets alone:
+
       token: token ids; padding is 0.
       position: rotary position inside the unit (a completion continues its prompt's count).
       segment: segment id within the row, from 1; 0 is padding.
@@ -96,15 +103,46 @@ class Batch:
         scores it; None where nothing needs it (see `method.losses.policy_loss`).
     """
 
-    token_BT: Int32[Array, "B T"]
-    position_BT: Int32[Array, "B T"]
-    segment_BT: Int32[Array, "B T"]
-    prefix_BT: Int32[Array, "B T"]
-    predecessor_BT: Int32[Array, "B T"]
-    is_target_BT: Bool[Array, "B T"]
-    sampler_logprob_BT: Float32[Array, "B T"]
-    advantage_BT: Float32[Array, "B T"]
-    weight_BT: Float32[Array, "B T"]
-    stream_BT: Int32[Array, "B T"]
+    token_BT: Int32[Array, "B T"] = struct.field(metadata=_PER_TOKEN)
+    position_BT: Int32[Array, "B T"] = struct.field(metadata=_PER_TOKEN)
+    segment_BT: Int32[Array, "B T"] = struct.field(metadata=_PER_TOKEN)
+    prefix_BT: Int32[Array, "B T"] = struct.field(metadata=_PER_TOKEN)
+    predecessor_BT: Int32[Array, "B T"] = struct.field(metadata=_PER_TOKEN)
+    is_target_BT: Bool[Array, "B T"] = struct.field(metadata=_PER_TOKEN)
+    sampler_logprob_BT: Float32[Array, "B T"] = struct.field(metadata=_PER_TARGET)
+    advantage_BT: Float32[Array, "B T"] = struct.field(metadata=_PER_TARGET)
+    weight_BT: Float32[Array, "B T"] = struct.field(metadata=_PER_TARGET)
+    stream_BT: Int32[Array, "B T"] = struct.field(metadata=_PER_TOKEN)
     num_rows: Int32[Array, ""]
-    old_logprob_BT: Float32[Array, "B T"] | None = None
+    old_logprob_BT: Float32[Array, "B T"] | None = struct.field(metadata=_PER_TARGET, default=None)
+
+    @classmethod
+    def empty(cls, num_rows: int, row_tokens: int, *, has_old_logprob: bool = False) -> Batch:
+        """Padding alone, and no row in use; numpy arrays, with the dtypes of the annotations."""
+        hints = typing.get_type_hints(cls)
+        shape = (num_rows, row_tokens)
+        arrays = {name: np.zeros(shape, _dtype_of(hints[name])) for name in _per_token()}
+        batch = cls(**arrays, num_rows=np.zeros((), _dtype_of(hints["num_rows"])))
+        return batch if has_old_logprob else dataclasses.replace(batch, old_logprob_BT=None)
+
+    def per_token(self) -> dict[str, Array]:
+        """The arrays [B, T] that there are, by field."""
+        arrays = {name: getattr(self, name) for name in _per_token()}
+        return {name: x_BT for name, x_BT in arrays.items() if x_BT is not None}
+
+    def per_target(self) -> dict[str, Array]:
+        """Those of them that are read at targets alone."""
+        alone = _per_token()
+        return {name: x_BT for name, x_BT in self.per_token().items() if alone[name]}
+
+
+def _per_token() -> dict[str, bool]:
+    """The fields [B, T] of a batch, and whether each is read at targets alone."""
+    key = "at_targets_alone"
+    return {f.name: f.metadata[key] for f in dataclasses.fields(Batch) if key in f.metadata}
+
+
+def _dtype_of(annotation: Any) -> np.dtype[Any]:
+    """The dtype that a field is annotated with, be it one of several array types or None."""
+    variant, *_ = typing.get_args(annotation)
+    return np.dtype(variant.dtypes[0])

@@ -242,7 +242,7 @@ outcome_command() {
   cat <<REMOTE
 status=\$(cat ~/cipo.status 2>/dev/null || true)
 if [ -z "\$status" ] && kill -0 "\$(cat ~/cipo.pid 2>/dev/null)" 2>/dev/null; then echo running
-elif [ "\$status" = 0 ] && [ -e $run_dir/plot.png ]; then echo finished
+elif [ "\$status" = 0 ] && [ -e $run_dir/finished.json ]; then echo finished
 else echo "stopped \${status:-without a status}"; fi
 REMOTE
 }

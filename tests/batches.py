@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cipo_jax.records import Batch
+from cipo_jax.records import Batch, Stream
 
 
 def random_batch(
@@ -18,11 +18,7 @@ def random_batch(
     uneven. The weights are one over the number of targets of the stream (token mean)."""
     rng = np.random.default_rng(seed)
     num_used = num_rows if num_used is None else num_used
-    shape = (num_rows, row_tokens)
-    ints = ("token", "position", "segment", "prefix", "predecessor", "stream")
-    fields = {name: np.zeros(shape, np.int32) for name in ints}
-    fields |= {name: np.zeros(shape, np.float32) for name in ("sampler_logprob", "advantage")}
-    fields["is_target"] = np.zeros(shape, bool)
+    batch = Batch.empty(num_rows, row_tokens)
     for row in range(num_used):
         start, segment = 0, 0
         while True:
@@ -37,24 +33,19 @@ def random_batch(
             for index, (length, offset, is_target) in enumerate(pieces):
                 segment = prefix + index
                 at = (row, slice(start, start + length))
-                fields["token"][at] = rng.integers(1, vocab_size, length)
-                fields["position"][at] = offset + np.arange(length)
-                fields["segment"][at] = segment
-                fields["prefix"][at] = prefix
-                fields["predecessor"][at] = np.arange(start - 1, start + length - 1)
-                fields["predecessor"][row, start] = last if is_target else 0
-                fields["stream"][at] = stream
-                fields["is_target"][at] = is_target
+                batch.token_BT[at] = rng.integers(1, vocab_size, length)
+                batch.position_BT[at] = offset + np.arange(length)
+                batch.segment_BT[at] = segment
+                batch.prefix_BT[at] = prefix
+                batch.predecessor_BT[at] = np.arange(start - 1, start + length - 1)
+                batch.predecessor_BT[row, start] = last if is_target else 0
+                batch.stream_BT[at] = stream
+                batch.is_target_BT[at] = is_target
                 if is_target:
-                    fields["sampler_logprob"][at] = rng.normal(-np.log(vocab_size), 0.3, length)
-                    fields["advantage"][at] = rng.normal()
+                    batch.sampler_logprob_BT[at] = rng.normal(-np.log(vocab_size), 0.3, length)
+                    batch.advantage_BT[at] = rng.normal()
                 start += length
-    weight = np.zeros(shape, np.float32)
-    for stream in (0, 1):
-        chosen = fields["is_target"] & (fields["stream"] == stream)
-        weight[chosen] = 1 / max(chosen.sum(), 1)
-    return Batch(
-        **{f"{name}_BT": x for name, x in fields.items()},
-        weight_BT=weight,
-        num_rows=np.int32(num_used),
-    )
+    for stream in Stream:
+        chosen = batch.is_target_BT & (batch.stream_BT == stream)
+        batch.weight_BT[chosen] = 1 / max(chosen.sum(), 1)
+    return batch.replace(num_rows=np.int32(num_used))

@@ -2,7 +2,8 @@
 
 A choice between variants is a choice of dataclass (`kind` names it in YAML), so no field of one
 variant exists in another. Nothing is mutated after construction; derived values are properties.
-One file a section; `configfile.py` reads and writes them as YAML and from the command line.
+One file a section. `configfile.py` reads and writes them as YAML, `schema.py` checks names and
+types, and the text below a field is its help (`meanings.py`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from cipo_jax.config.require import require
 from cipo_jax.config.sampling import Prompts, Sampling
 from cipo_jax.config.storage import Checkpoint, Log
 from cipo_jax.config.tasks import FileTask, GeneratedTask, GymTask, HubTask, TaskSource
-from cipo_jax.config.training import Adafactor, AdamW, Mesh, Optimizer, Train
+from cipo_jax.config.training import Adafactor, AdamW, MeshShape, Optimizer, Train
 from cipo_jax.config.verify import Verify
 
 __all__ = [
@@ -85,7 +86,7 @@ __all__ = [
     "Lora",
     "MaskedSequence",
     "MaskedToken",
-    "Mesh",
+    "MeshShape",
     "ModelSource",
     "NoAdapter",
     "Objective",
@@ -122,23 +123,42 @@ class Config:
     name: str
     """Folder of the run under `runs/` where --run-dir is not given."""
     seed: int = 0
+    """Seed of every random draw of the run: its weights, if they are random, the order of the
+    problems, and all samples. Which problems are held out depends on `tasks` alone."""
     model: ModelSource
+    """The model that is trained."""
     adapter: AdapterConfig = field(default_factory=NoAdapter)
+    """Which of its weights are trained."""
     tasks: TaskSource
+    """Where the problems come from."""
     prompts: Prompts = field(default_factory=Prompts)
+    """How problems and attempts become token sequences."""
     sampling: Sampling = field(default_factory=Sampling)
+    """How completions are drawn."""
     verify: Verify = field(default_factory=Verify)
+    """How completions are judged."""
     correction: Correction = field(default_factory=Correction)
+    """The second stream: corrections of the policy's own attempts."""
     objective: Objective = field(default_factory=Grpo)
+    """The quantity that the policy loss maximises."""
     kl: Kl = field(default_factory=Kl)
+    """Penalty on the divergence from the initial policy."""
     importance: Importance = field(default_factory=Uncorrected)
+    """Correction of the gap between sampler and trainer."""
     parity: Parity = field(default_factory=ParityWarn)
+    """Watch over that gap."""
     optimizer: Optimizer = field(default_factory=AdamW)
+    """How gradients change the weights."""
     train: Train = field(default_factory=Train)
-    mesh: Mesh = field(default_factory=Mesh)
+    """Number and size of the steps."""
+    mesh: MeshShape = field(default_factory=MeshShape)
+    """How the work is split over devices."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    """Measurements on held-out problems."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    """When the state is saved."""
     log: Log = field(default_factory=Log)
+    """Where metrics go beside metrics.jsonl, and how often rollouts are stored."""
 
     def __post_init__(self) -> None:
         longest = self.longest_sequence

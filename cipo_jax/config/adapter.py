@@ -1,14 +1,15 @@
-"""What of the model is trained: all of it, or low-rank terms beside chosen matrices."""
+"""Which weights are trained: all of them, or low-rank terms beside chosen matrices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from cipo_jax.config.require import require
+from cipo_jax.config.require import require, require_at_least, require_positive
 
 Projection = Literal["q", "k", "v", "o", "gate", "up", "down"]
-"""The matrices of a layer that a low-rank term can stand beside."""
+"""The matrices of a layer that may have a low-rank term: queries, keys, values and output of
+attention; gate, up and down of the MLP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,11 @@ class Lora:
     scaling: Literal["standard", "rank_stabilised"] = "standard"
     """rank_stabilised keeps the size of an update the same at high ranks (arXiv 2312.03732)."""
     projections: tuple[Projection, ...] = ("q", "k", "v", "o", "gate", "up", "down")
-    """Which matrices of every layer are adapted."""
+    """Which matrices of every layer are adapted; layers with several experts take q, k, v and o."""
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1, f"adapter.rank is {self.rank}; it must be at least 1.")
-        require(self.alpha > 0, f"adapter.alpha is {self.alpha}; it must be positive.")
+        require_at_least(1, self, "adapter", "rank")
+        require_positive(self, "adapter", "alpha")
         require(
             0 < len(self.projections) == len(set(self.projections)),
             f"adapter.projections is {list(self.projections)}; name at least one, each once.",
@@ -47,7 +48,7 @@ class Lora:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """The factor in front of A B."""
         return self.alpha / (self.rank if self.scaling == "standard" else self.rank**0.5)
 
 

@@ -35,6 +35,7 @@ class TokenTis:
 
     kind: Literal["token_tis"] = "token_tis"
     max_weight: float = 2.0
+    """Largest weight of a token, at least 1."""
 
     def __post_init__(self) -> None:
         _check_band(0.0, self.max_weight)
@@ -46,6 +47,7 @@ class SequenceTis:
 
     kind: Literal["sequence_tis"] = "sequence_tis"
     max_weight: float = 2.0
+    """Largest weight of a sequence, at least 1."""
 
     def __post_init__(self) -> None:
         _check_band(0.0, self.max_weight)
@@ -53,12 +55,14 @@ class SequenceTis:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedToken:
-    """q where it lies in the band, 0 elsewhere: the token is left out. IcePop, in Ring-1T,
+    """q where it is in the band, 0 elsewhere: the token is left out. IcePop, in Ring-1T,
     arXiv 2510.18855, with its band."""
 
     kind: Literal["masked_token"] = "masked_token"
     min_weight: float = 0.5
+    """Smallest q of a token that is trained on, in [0, 1]."""
     max_weight: float = 5.0
+    """Largest q of a token that is trained on, at least 1."""
 
     def __post_init__(self) -> None:
         _check_band(self.min_weight, self.max_weight)
@@ -66,12 +70,14 @@ class MaskedToken:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSequence:
-    """The product of q where it lies in the band, 0 elsewhere: the sequence is left out. Bounds as
+    """The product of q where it is in the band, 0 elsewhere: the sequence is left out. Bounds as
     in TRL, where this is the default."""
 
     kind: Literal["masked_sequence"] = "masked_sequence"
     min_weight: float = 0.0
+    """Smallest product of q of a sequence that is trained on, in [0, 1]."""
     max_weight: float = 3.0
+    """Largest product of q of a sequence that is trained on, at least 1."""
 
     def __post_init__(self) -> None:
         _check_band(self.min_weight, self.max_weight)

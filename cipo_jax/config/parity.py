@@ -1,4 +1,4 @@
-"""What is done where the trainer's log-probs are not those that the sampler reported.
+"""The watch over the gap between the trainer's log-probs and those that the sampler reported.
 
 On the first update after sampling both are of the same law and the same parameters: the gap between
 them is the error of the arithmetic, or a fault.
@@ -21,7 +21,10 @@ class ParityOff:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Limits:
+class _Gap:
+    """Limits on |trainer - sampler log-prob|. The defaults are ours: far above what float32 (1e-5)
+    and bfloat16 leave."""
+
     mean_nats: float
     max_nats: float
 
@@ -36,39 +39,39 @@ class _Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParityWarn(_Limits):
+class ParityWarn(_Gap):
     """A step beyond the limits is trained on, with a warning; the first ones leave a bundle with
     their cause in the run folder."""
 
     kind: Literal["warn"] = "warn"
     mean_nats: float = 0.05
-    """Mean gap over the tokens of a step."""
+    """Limit on the mean gap over the tokens of a step, nats."""
     max_nats: float = 5.0
-    """Largest gap of a token."""
+    """Limit on the gap of each token, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParityMask(_Limits):
+class ParityMask(_Gap):
     """A completion beyond the limits is left out of the update, with a warning. It stays in the
     denominators, as a completion with advantage 0 does: the other tokens weigh what they would
     weigh beside it."""
 
     kind: Literal["mask"] = "mask"
     mean_nats: float = 0.2
-    """Mean gap over the tokens of a completion."""
+    """Limit on the mean gap over the tokens of a completion, nats."""
     max_nats: float = 5.0
-    """Largest gap of a token."""
+    """Limit on the gap of each token, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParityStop(_Limits):
+class ParityStop(_Gap):
     """A step beyond the limits is not trained on, and ends the run."""
 
     kind: Literal["stop"] = "stop"
     mean_nats: float = 0.05
-    """Mean gap over the tokens of a step."""
+    """Limit on the mean gap over the tokens of a step, nats."""
     max_nats: float = 5.0
-    """Largest gap of a token."""
+    """Limit on the gap of each token, nats."""
 
 
 Parity = ParityOff | ParityWarn | ParityMask | ParityStop

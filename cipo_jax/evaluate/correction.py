@@ -1,6 +1,7 @@
-"""Measures of correction: what it does to attempts, and whether it is worth its tokens.
+"""Measures of correction: its effect on attempts, and whether it is worth its tokens.
 
 Arrays of verdicts in, numbers with bootstrap intervals over problems out, as in `measures.py`.
+The letter U counts pairs of an attempt and its correction.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from cipo_jax.evaluate.measures import (
 
 
 def correction_measures(
-    problem_N: Int[np.ndarray, " N"],
-    was_right_N: Bool[np.ndarray, " N"],
-    is_right_N: Bool[np.ndarray, " N"],
+    problem_U: Int[np.ndarray, " U"],
+    was_right_U: Bool[np.ndarray, " U"],
+    is_right_U: Bool[np.ndarray, " U"],
     *,
-    is_copy_N: Bool[np.ndarray, " N"] | None = None,
+    is_copy_U: Bool[np.ndarray, " U"] | None = None,
     seed: int,
 ) -> dict[str, Estimate]:
-    """What corrections do to the attempts they start from, over N pairs (attempt, correction).
+    """The effect of corrections on their attempts, over U pairs (attempt, correction).
 
         accuracy_before = P(z)           fixed  = P(not z and r)     fix_rate   = P(r | not z)
         accuracy_after  = P(r)           broken = P(z and not r)     retention  = P(r | z)
@@ -39,21 +40,21 @@ def correction_measures(
     if and only if (1 - a) * fix_rate > a * (1 - retention).
 
     Args:
-      problem_N: which problem the pair belongs to, for the resampling.
-      was_right_N: z, the verdict on the attempt.
-      is_right_N: r, the verdict on the correction.
-      is_copy_N: whether the correction has the attempt's answer; adds `copy_rate`, over wrong
+      problem_U: which problem the pair belongs to, for the resampling.
+      was_right_U: z, the verdict on the attempt.
+      is_right_U: r, the verdict on the correction.
+      is_copy_U: whether the correction has the attempt's answer; adds `copy_rate`, over wrong
         attempts.
     Returns: an estimate by name; a conditional rate is None where its condition never held.
     """
-    z, r = np.asarray(was_right_N, bool), np.asarray(is_right_N, bool)
-    _, problem_N = np.unique(np.asarray(problem_N), return_inverse=True)
+    z, r = np.asarray(was_right_U, bool), np.asarray(is_right_U, bool)
+    _, problem_U = np.unique(np.asarray(problem_U), return_inverse=True)
 
-    def per_problem(event_N: np.ndarray) -> np.ndarray:
-        return np.bincount(problem_N, weights=event_N.astype(np.float64))
+    def per_problem(event_U: np.ndarray) -> np.ndarray:
+        return np.bincount(problem_U, weights=event_U.astype(np.float64))
 
-    def rate(event_N: np.ndarray, given_N: np.ndarray) -> Estimate:
-        return ratio(per_problem(event_N & given_N), per_problem(given_N), seed=seed)
+    def rate(event_U: np.ndarray, given_U: np.ndarray) -> Estimate:
+        return ratio(per_problem(event_U & given_U), per_problem(given_U), seed=seed)
 
     every = np.ones_like(z)
     measures = {
@@ -66,12 +67,12 @@ def correction_measures(
         "retention": rate(r, z),
         "break_rate": rate(~r, z),
     }
-    if is_copy_N is not None:
-        measures["copy_rate"] = rate(np.asarray(is_copy_N, bool), ~z)
+    if is_copy_U is not None:
+        measures["copy_rate"] = rate(np.asarray(is_copy_U, bool), ~z)
     return measures
 
 
-class EqualTokens(TypedDict):
+class ChainsAgainstSamples(TypedDict):
     """Solved problems by two ways of spending the same tokens on each."""
 
     chains: int
@@ -96,7 +97,7 @@ def equal_tokens(
     attempt_tokens: float,
     correction_tokens: float,
     seed: int,
-) -> list[EqualTokens]:
+) -> list[ChainsAgainstSamples]:
     """Correcting k attempts against sampling more of them, at equal tokens.
 
         m = k (t1 + t2) / t1,    sequential = pass@k of chains,    parallel = pass@m of attempts
@@ -106,8 +107,8 @@ def equal_tokens(
     first is `correction_measures`.
 
     Args:
-      num_right_Q: right attempts of each problem.
-      num_solved_Q: chains with a right attempt or a right correction.
+      num_right_Q: correct attempts of each problem.
+      num_solved_Q: chains whose attempt or correction is correct.
       num_chains_Q: chains of each problem; problems without any are left out.
     Returns: one entry for each power of two k for which there are m attempts of every problem.
     """
@@ -125,7 +126,7 @@ def equal_tokens(
         sequential_Q = pass_at_k(solved_Q, chains_Q, k)
         parallel_Q = pass_at_mean_k(right_Q, chains_Q, samples)
         found.append(
-            EqualTokens(
+            ChainsAgainstSamples(
                 chains=k,
                 samples=samples,
                 tokens=samples * attempt_tokens,

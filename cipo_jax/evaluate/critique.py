@@ -1,4 +1,7 @@
-"""Measures of critiques: how well wrong responses are told from right ones."""
+"""Measures of critiques: how well wrong responses are told from right ones.
+
+The letter U counts pairs of a response and its critique.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from cipo_jax.evaluate.measures import Estimate, ratio
 
 
 def critique_measures(
-    is_response_right_N: Bool[np.ndarray, " N"],
+    is_response_right_U: Bool[np.ndarray, " U"],
     said_right: Sequence[bool | None],
     *,
     seed: int,
@@ -29,18 +32,18 @@ def critique_measures(
       where undefined, as F1 is where there is nothing but right responses, all found right.
     Source: CriticBench (arXiv 2402.14809) and its code.
     """
-    is_wrong_N = ~np.asarray(is_response_right_N, bool)
-    is_unreadable_N = np.array([said is None for said in said_right], bool)
-    said_wrong_N = np.array([said is False for said in said_right], bool)
-    said_wrong_N = np.where(is_unreadable_N, ~is_wrong_N, said_wrong_N)
-    hit_N = (is_wrong_N & said_wrong_N).astype(np.float64)
-    called_N, wrong_N = said_wrong_N.astype(np.float64), is_wrong_N.astype(np.float64)
+    is_wrong_U = ~np.asarray(is_response_right_U, bool)
+    is_unreadable_U = np.array([said is None for said in said_right], bool)
+    said_wrong_U = np.array([said is False for said in said_right], bool)
+    said_wrong_U = np.where(is_unreadable_U, ~is_wrong_U, said_wrong_U)
+    hit_U = (is_wrong_U & said_wrong_U).astype(np.float64)
+    called_U, wrong_U = said_wrong_U.astype(np.float64), is_wrong_U.astype(np.float64)
     return {
-        "f1": ratio(2 * hit_N, called_N + wrong_N, seed=seed),
-        "precision": ratio(hit_N, called_N, seed=seed),
-        "recall": ratio(hit_N, wrong_N, seed=seed),
+        "f1": ratio(2 * hit_U, called_U + wrong_U, seed=seed),
+        "precision": ratio(hit_U, called_U, seed=seed),
+        "recall": ratio(hit_U, wrong_U, seed=seed),
         "accuracy": ratio(
-            (is_wrong_N == said_wrong_N).astype(np.float64), np.ones(len(hit_N)), seed=seed
+            (is_wrong_U == said_wrong_U).astype(np.float64), np.ones(len(hit_U)), seed=seed
         ),
-        "unreadable": ratio(is_unreadable_N.astype(np.float64), np.ones(len(hit_N)), seed=seed),
+        "unreadable": ratio(is_unreadable_U.astype(np.float64), np.ones(len(hit_U)), seed=seed),
     }

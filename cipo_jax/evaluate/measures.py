@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, Num, Shaped
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -33,24 +33,22 @@ class Estimate(TypedDict):
 
 
 def pass_at_k(
-    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"] | int, k: int
+    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"], k: int
 ) -> Float64[np.ndarray, " Q"]:
-    """The chance that at least one of k samples of a problem is right, estimated from N >= k.
+    """The chance that at least one of k samples of a problem is right, estimated from n >= k.
 
-        pass@k = 1 - C(N - c, k) / C(N, k) = 1 - product over j in N-c+1..N of (1 - k / j)
+        pass@k = 1 - C(n - c, k) / C(n, k) = 1 - product over j in n-c+1..n of (1 - k / j)
 
-    The plain "any of the first k" has the same mean and a larger variance; k-th powers of c / N are
+    The plain "any of the first k" has the same mean and a larger variance; k-th powers of c / n are
     biased.
 
     Args:
-      num_right_Q: c, right samples of each problem, 0 <= c <= N.
-      num_samples_Q: N, samples of each problem; a scalar where all have as many.
+      num_right_Q: c, correct samples of each problem, 0 <= c <= n.
+      num_samples_Q: n, samples of each problem.
     Returns: float64 [Q], each unbiased for its problem.
-    Raises: ValueError if k < 1, k > N or c > N.
+    Raises: ValueError if k < 1, k > n or c > n.
     Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
     """
-    num_right_Q = np.asarray(num_right_Q)
-    num_samples_Q = np.broadcast_to(num_samples_Q, num_right_Q.shape)
     if num_right_Q.size and not 1 <= k <= num_samples_Q.min():
         raise ValueError(
             f"pass@{k} of {num_samples_Q.min()} samples: k must be at least 1, and no problem may "
@@ -70,7 +68,7 @@ def pass_at_k(
 
 
 def pass_at_mean_k(
-    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"] | int, k: float
+    num_right_Q: Int[np.ndarray, " Q"], num_samples_Q: Int[np.ndarray, " Q"], k: float
 ) -> Float64[np.ndarray, " Q"]:
     """pass@k at a mean number of samples that need not be whole: of two neighbouring whole numbers,
     drawn so that their mean is k. So two ways of spending the same tokens can be compared."""
@@ -83,31 +81,26 @@ def pass_at_mean_k(
 
 
 def majority_at_k(
-    answers: Sequence[Sequence[str | None]],
-    is_right: Sequence[Sequence[bool]],
-    k: int | None = None,
+    answers: Sequence[Sequence[str | None]], is_right: Sequence[Sequence[bool]], k: int
 ) -> Float64[np.ndarray, " Q"]:
     """The chance that the most frequent of k answers to a problem is right, ties drawn evenly.
 
-    Of t answers that share the largest count, r of them right, the credit is r / t. An answer
+    Where t answers share the largest count, and r of them are right, the credit is r / t. An answer
     counts as right if most of its samples were judged so (they differ only if equal texts got
     different verdicts).
 
     Args:
       answers: canonical answers of each problem's samples; None where there was none.
       is_right: their verdicts.
-      k: votes; the samples are cut into as many groups of k as there are, what is left over is
-        not used, and the mean over the groups is unbiased. None: all samples of the problem.
+      k: votes; the samples are cut into as many groups of k as there are, the remaining ones are
+        not used, and the mean over the groups is unbiased.
     Returns: float64 [Q]; 0 where no sample of a group has an answer, NaN for a problem with fewer
       samples than k.
     """
     credit = []
     for given, right in zip(answers, is_right, strict=True):
-        votes = len(given) if k is None else k
-        groups = [
-            _majority(given[start : start + votes], right[start : start + votes])
-            for start in range(0, len(given) - votes + 1, votes or 1)
-        ]
+        starts = range(0, len(given) - k + 1, k)
+        groups = [_majority(given[i : i + k], right[i : i + k]) for i in starts]
         credit.append(float(np.mean(groups)) if groups else math.nan)
     return np.array(credit, dtype=np.float64)
 
@@ -122,7 +115,7 @@ def _majority(given: Sequence[str | None], right: Sequence[bool]) -> float:
     return sum(2 * right_votes[a] > votes[a] for a in tied) / len(tied) if tied else 0.0
 
 
-def mean_with_interval(value_Q: np.ndarray, *, seed: int) -> Estimate:
+def mean_with_interval(value_Q: Shaped[np.ndarray, " Q"], *, seed: int) -> Estimate:
     """The mean over problems. NaN marks a problem without a value, which is left out."""
     value_Q = np.asarray(value_Q, np.float64)
     has_value_Q = ~np.isnan(value_Q)
@@ -146,7 +139,7 @@ def paired_difference(first_Q: np.ndarray, second_Q: np.ndarray, *, seed: int) -
     return mean_with_interval(second_Q - first_Q, seed=seed)
 
 
-def ratio(sum_Q: np.ndarray, count_Q: np.ndarray, *, seed: int) -> Estimate:
+def ratio(sum_Q: Num[np.ndarray, " Q"], count_Q: Num[np.ndarray, " Q"], *, seed: int) -> Estimate:
     """Total over count, with the percentile interval of resampled problems.
 
     Resamples with a count of 0 are left out. Where all problems agree the interval has no width,
@@ -157,8 +150,8 @@ def ratio(sum_Q: np.ndarray, count_Q: np.ndarray, *, seed: int) -> Estimate:
     num_problems = len(sum_Q)
     rng = np.random.default_rng(seed)
     # How often each problem is drawn is all that a resample is.
-    weight_RQ = rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), RESAMPLES)
-    total_R, drawn_R = weight_RQ @ sum_Q, weight_RQ @ count_Q
-    ratio_R = total_R[drawn_R > 0] / drawn_R[drawn_R > 0]
-    low, high = np.quantile(ratio_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    weight_ZQ = rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), RESAMPLES)
+    total_Z, drawn_Z = weight_ZQ @ sum_Q, weight_ZQ @ count_Q
+    ratio_Z = total_Z[drawn_Z > 0] / drawn_Z[drawn_Z > 0]
+    low, high = np.quantile(ratio_Z, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(mean=float(sum_Q.sum() / count_Q.sum()), low=float(low), high=float(high))

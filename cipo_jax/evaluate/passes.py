@@ -1,177 +1,151 @@
-"""The passes over one benchmark: problems in, judged samples out.
+"""The passes of an evaluation: problems in, judged samples out.
 
-solve:       greedy completions; n samples; one correction of each sample
+solve:       greedy completions; n samples; corrections of samples
 criticise:   a greedy critique of each response; its correction in the light of that critique
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import jax
 
-from cipo_jax.config import Benchmarking
-from cipo_jax.evaluate.heldout import FIRST_KEY_ID
+from cipo_jax.evaluate.figures import StreamName
 from cipo_jax.evaluate.samples import SampleRow, rows_of
 from cipo_jax.model.transformer import Params
 from cipo_jax.rollout.judged import Engine, Judged, Prompted, Shape, roll_out
-from cipo_jax.tasks.benchmarks import Benchmark, Item, criticbench
+from cipo_jax.tasks.benchmarks import Item, criticbench
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.verify.judge import Judge
 from cipo_jax.verify.verdict import Reference, Verdict
 
-Progress = Callable[[str, int, int], None]
-"""(stream, prompts done, prompts in all), after each wave."""
+FIRST_KEY_ID = 1 << 30
+"""Key ids of an evaluation's prompts start here, apart from those of training prompts."""
+
+OnProgress = Callable[[StreamName, int, int], None]
+"""(stream, prompts done, prompts in all), before the first wave and after each."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pass:
-    """What all passes over a benchmark have in common."""
+class Sampler:
+    """Samples and judges the prompts of one stream after another, with the same model."""
 
     engine: Engine
     params: Params
-    settings: Benchmarking
-    progress: Progress
+    keys: Mapping[StreamName, jax.Array]
+    """The random key of each stream."""
+    shape: Callable[[StreamName, Sequence[Prompted]], Shape]
+    """The shape of the calls that sample these prompts."""
+    on_progress: OnProgress = lambda stream, done, total: None
 
     def __call__(
         self,
-        stream: str,
+        stream: StreamName,
         prompted: Sequence[Prompted],
         *,
-        samples: int,
         temperature: float,
         judge: Judge | None = None,
     ) -> Judged:
+        """The completions of one stream, judged; by the engine's judge where none is given."""
         done = 0
 
         def on_wave(prompts: int) -> None:
             nonlocal done
             done += prompts
-            self.progress(stream, done, len(prompted))
+            self.on_progress(stream, done, len(prompted))
 
-        self.progress(stream, 0, len(prompted))
-        room = self.engine.arch.max_position - self.settings.max_new_tokens
-        engine = dataclasses.replace(self.engine, judge=judge) if judge else self.engine
-        key = jax.random.fold_in(jax.random.key(self.settings.seed), _KEYS[stream])
+        self.on_progress(stream, 0, len(prompted))
         return roll_out(
-            engine,
+            dataclasses.replace(self.engine, judge=judge) if judge else self.engine,
             self.params,
             prompted,
-            key,
-            shape=Shape(
-                num_prompts=max(1, min(self.settings.sequences_per_call // samples, len(prompted))),
-                num_samples=samples,
-                prompt_tokens=min(bucket(max(len(p.token_ids) for p in prompted)), room),
-                new_tokens=self.settings.max_new_tokens,
-            ),
+            self.keys[stream],
+            shape=self.shape(stream, prompted),
             temperature=temperature,
             on_wave=on_wave,
         )
 
 
-_KEYS = {"greedy": 0, "sampled": 1, "corrected": 2, "critique": 3, "critique_corrected": 4}
-
-
-def bucket(length: int) -> int:
-    """The padded length of a batch of prompts: at most a quarter is padding, and few lengths, each
-    of which is one compiled program, serve all benchmarks.
-
-    The least multiple of a quarter of the power of two below `length`, from 256 on.
-    """
-    if length <= 256:
-        return 256
-    step = 1 << (length.bit_length() - 3)
-    return -(-length // step) * step
-
-
-def num_samples(benchmark: Benchmark, settings: Benchmarking) -> int:
-    """n, the samples of each problem."""
-    return benchmark.samples if settings.samples == "usual" else settings.samples
-
-
-def run(
-    benchmark: Benchmark,
+def solve(
+    sampler: Sampler,
     items: Sequence[Item],
-    engine: Engine,
-    params: Params,
-    settings: Benchmarking,
-    progress: Progress,
+    *,
+    has_greedy: bool,
+    has_samples: bool,
+    num_corrected: int,
+    temperature: float,
 ) -> list[SampleRow]:
-    """All samples of one benchmark, judged.
+    """One greedy completion of each problem, its samples, and corrections of them, right or wrong
+    as they come.
 
-    Raises: ValueError if a prompt does not fit the model, naming the problem and the way out.
+    Args:
+      num_corrected: so many of each problem's samples are corrected, the first ones; how often
+        each is, says the sampler's shape.
+      temperature: of samples and corrections.
+    Raises: ValueError if a prompt is too long, naming the problem and the way out.
     """
-    sampler = Pass(engine=engine, params=params, settings=settings, progress=progress)
-    if benchmark.area == "critique":
-        return _criticise(sampler, items)
-    return _solve(sampler, items, num_samples(benchmark, settings))
-
-
-def _solve(sampler: Pass, items: Sequence[Item], samples: int) -> list[SampleRow]:
-    settings, renderer = sampler.settings, sampler.engine.renderer
-    tags = {item.problem.id: item.tags for item in items}
-    asked = [
-        Prompted(problem=i.problem, token_ids=renderer.base(i.problem), key_id=FIRST_KEY_ID + q)
-        for q, i in enumerate(items)
-    ]
+    renderer = sampler.engine.renderer
+    by_id = {item.problem.id: item for item in items}
+    asked = _prompted(sampler, [item.problem for item in items])
     rows: list[SampleRow] = []
-    if settings.greedy:
-        greedy = sampler("greedy", asked, samples=1, temperature=0.0)
-        rows += rows_of(greedy, "greedy", tags)
-    if not samples:
+    if has_greedy:
+        rows += rows_of(sampler("greedy", asked, temperature=0.0), "greedy", by_id)
+    if not has_samples:
         return rows
-    sampled = sampler("sampled", asked, samples=samples, temperature=settings.temperature)
-    rows += rows_of(sampled, "sampled", tags)
-    if settings.corrections:
-        attempts = [(q, g) for q in range(len(items)) for g in range(samples)]
+    sampled = sampler("sampled", asked, temperature=temperature)
+    rows += rows_of(sampled, "sampled", by_id)
+    if num_corrected:
+        attempts = [(q, g) for q in range(len(items)) for g in range(num_corrected)]
         again = [
             Prompted(
                 problem=items[q].problem,
                 token_ids=renderer.correction(items[q].problem, sampled.text[q][g]),
-                key_id=FIRST_KEY_ID + q * samples + g,
+                key_id=FIRST_KEY_ID + number,
             )
-            for q, g in attempts
+            for number, (q, g) in enumerate(attempts)
         ]
-        corrected = sampler("corrected", again, samples=1, temperature=settings.temperature)
-        rows += rows_of(corrected, "corrected", tags, first_sample=[g for _, g in attempts])
+        corrected = sampler("corrected", again, temperature=temperature)
+        rows += rows_of(corrected, "corrected", by_id, attempts=[g for _, g in attempts])
     return rows
 
 
-def _criticise(sampler: Pass, items: Sequence[Item]) -> list[SampleRow]:
-    tags = {item.problem.id: item.tags for item in items}
-    responses = {i.problem.id: i.response.is_right for i in items if i.response is not None}
+def criticise(sampler: Sampler, items: Sequence[Item]) -> list[SampleRow]:
+    """A greedy critique of each item's response, and a greedy correction with it shown.
 
-    def prompted(problems: Sequence[Problem]) -> list[Prompted]:
-        return [
-            Prompted(
-                problem=p,
-                token_ids=sampler.engine.renderer.base(p),
-                key_id=FIRST_KEY_ID + q,
-            )
-            for q, p in enumerate(problems)
-        ]
-
+    Raises: as `solve`.
+    """
+    by_id = {item.problem.id: item for item in items}
+    judge = sampler.engine.judge
     critiques = sampler(
         "critique",
-        prompted([criticbench.critique(item) for item in items]),
-        samples=1,
+        _prompted(sampler, [criticbench.critique(item) for item in items]),
         temperature=0.0,
-        judge=ExtractingJudge(sampler.engine.judge, criticbench.verdict_text),
+        judge=ExtractingJudge(judge, criticbench.verdict_text),
     )
-    written = [texts[0] for texts in critiques.text]
+    problems = [
+        criticbench.correction(item, written)
+        for item, (written,) in zip(items, critiques.text, strict=True)
+    ]
     corrections = sampler(
         "critique_corrected",
-        prompted([criticbench.correction(i, w) for i, w in zip(items, written, strict=True)]),
-        samples=1,
+        _prompted(sampler, problems),
         temperature=0.0,
-        judge=ExtractingJudge(sampler.engine.judge, criticbench.answer_text),
+        judge=ExtractingJudge(judge, criticbench.answer_text),
     )
     return [
-        *rows_of(critiques, "critique", tags, responses=responses),
-        *rows_of(corrections, "critique_corrected", tags, responses=responses),
+        *rows_of(critiques, "critique", by_id),
+        *rows_of(corrections, "critique_corrected", by_id),
+    ]
+
+
+def _prompted(sampler: Sampler, problems: Sequence[Problem]) -> list[Prompted]:
+    render = sampler.engine.renderer.base
+    return [
+        Prompted(problem=problem, token_ids=render(problem), key_id=FIRST_KEY_ID + q)
+        for q, problem in enumerate(problems)
     ]
 
 

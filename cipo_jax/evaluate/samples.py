@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from jaxtyping import Bool, Int
 
+from cipo_jax.evaluate.figures import StreamName
 from cipo_jax.rollout.judged import Judged
-
-Stream = Literal["greedy", "sampled", "corrected", "critique", "critique_corrected"]
+from cipo_jax.tasks.benchmarks import Item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +22,7 @@ class SampleRow:
     problem_id: str
     tags: str
     """JSON of the problem's level, subject and the like."""
-    stream: Stream
+    stream: StreamName
     sample: int
     """Among the problem's samples; a correction has the number of the attempt that it corrects."""
     prompt_tokens: int
@@ -38,60 +35,60 @@ class SampleRow:
     """`right`, `wrong` or `unknown`."""
     reason: str
     answer: str | None
-    """What the verifier read as the answer, where it says so."""
+    """The answer that the verifier read, where it says so."""
     response_is_right: bool | None
-    """Of the response that a critique or its correction speaks about."""
+    """In streams of critiques: whether the given response is right."""
+
+    @property
+    def is_known(self) -> bool:
+        return self.status != "unknown"
+
+    @property
+    def is_right(self) -> bool:
+        return self.status == "right"
 
 
-SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("tags", pa.string()),
-        ("stream", pa.string()),
-        ("sample", pa.int32()),
-        ("prompt_tokens", pa.int32()),
-        ("tokens", pa.int32()),
-        ("is_finished", pa.bool_()),
-        ("completion", pa.string()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-        ("answer", pa.string()),
-        ("response_is_right", pa.bool_()),
-    ]
-)
+_COLUMNS = {
+    "str": pa.string(),
+    "str | None": pa.string(),
+    "StreamName": pa.string(),
+    "int": pa.int32(),
+    "bool": pa.bool_(),
+    "bool | None": pa.bool_(),
+}
+SCHEMA = pa.schema([(field.name, _COLUMNS[str(field.type)]) for field in fields(SampleRow)])
 
 
 def rows_of(
     judged: Judged,
-    stream: Stream,
-    tags: Mapping[str, Mapping[str, str]],
+    stream: StreamName,
+    items: Mapping[str, Item],
     *,
-    first_sample: Sequence[int] | None = None,
-    responses: Mapping[str, bool] | None = None,
+    attempts: Sequence[int] | None = None,
 ) -> Iterator[SampleRow]:
-    """The rows of one pass.
+    """The rows of one pass, prompt by prompt.
 
     Args:
-      tags: of each problem, by id.
-      first_sample: of each prompt, the number of its first completion; None for 0.
-      responses: by problem id, whether the response that is criticised is right.
+      items: by problem id.
+      attempts: of prompts that ask for corrections, the number of the attempt in each.
     """
+    length_QG = judged.length_QG
     for q, prompted in enumerate(judged.prompted):
-        problem_id = prompted.problem.id
+        item = items[prompted.problem.id]
         for g, verdict in enumerate(judged.verdicts[q]):
             yield SampleRow(
-                problem_id=problem_id,
-                tags=json.dumps(dict(tags[problem_id])),
+                problem_id=prompted.problem.id,
+                tags=json.dumps(dict(item.tags)),
                 stream=stream,
-                sample=g + (first_sample[q] if first_sample else 0),
+                sample=attempts[q] if attempts else g,
                 prompt_tokens=len(prompted.token_ids),
-                tokens=int(judged.length_QG[q, g]),
+                tokens=int(length_QG[q, g]),
                 is_finished=bool(judged.rollouts.is_finished_QG[q, g]),
                 completion=judged.text[q][g],
                 status=verdict.status.value,
                 reason=verdict.reason,
                 answer=verdict.detail.get("answer"),
-                response_is_right=responses[problem_id] if responses else None,
+                response_is_right=item.response.is_right if item.response else None,
             )
 
 
@@ -113,46 +110,3 @@ def read(path: Path) -> list[SampleRow]:
 
 def _sound(text: str) -> str:
     return text.encode(errors="replace").decode()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """One stream laid out as problems times samples."""
-
-    problem_ids: tuple[str, ...]
-    rows: tuple[tuple[SampleRow, ...], ...]
-
-    @classmethod
-    def of(cls, rows: Sequence[SampleRow], stream: Stream) -> Sheet:
-        """The rows of a stream, by problem in the order of their first rows, then by sample."""
-        by_problem: dict[str, list[SampleRow]] = {}
-        for row in rows:
-            if row.stream == stream:
-                by_problem.setdefault(row.problem_id, []).append(row)
-        return cls(
-            problem_ids=tuple(by_problem),
-            rows=tuple(tuple(sorted(r, key=lambda x: x.sample)) for r in by_problem.values()),
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.problem_ids)
-
-    @property
-    def num_samples(self) -> int:
-        return max((len(row) for row in self.rows), default=0)
-
-    @property
-    def is_right_QG(self) -> Bool[np.ndarray, "Q G"]:
-        return np.array([[r.status == "right" for r in row] for row in self.rows], bool)
-
-    @property
-    def is_known_QG(self) -> Bool[np.ndarray, "Q G"]:
-        return np.array([[r.status != "unknown" for r in row] for row in self.rows], bool)
-
-    @property
-    def tokens_QG(self) -> Int[np.ndarray, "Q G"]:
-        return np.array([[r.tokens for r in row] for row in self.rows], int)
-
-    @property
-    def answers(self) -> list[list[str | None]]:
-        return [[r.answer for r in row] for row in self.rows]

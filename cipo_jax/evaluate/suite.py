@@ -13,122 +13,27 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import pyarrow as pa
 import pyarrow.parquet
 import rich.console
-from jax.sharding import Mesh
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich import progress
 
 from cipo_jax import __version__
-from cipo_jax.config import Benchmarking, PretrainedModel, Prompts, Verify, configfile
-from cipo_jax.config import Mesh as MeshConfig
-from cipo_jax.config.model import ModelSource
-from cipo_jax.evaluate import passes, samples
+from cipo_jax.config import Benchmarking, Verify
+from cipo_jax.evaluate import samples
+from cipo_jax.evaluate.figures import BenchmarkSummary, StreamName
+from cipo_jax.evaluate.passes import Sampler, criticise, solve
+from cipo_jax.evaluate.samples import SampleRow
+from cipo_jax.evaluate.subject import Subject
 from cipo_jax.evaluate.summary import per_problem, summarise
-from cipo_jax.mesh.sharding import make_mesh
-from cipo_jax.model.files.load import load_model
-from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Params
-from cipo_jax.rollout.judged import Engine
+from cipo_jax.rollout.judged import Engine, Prompted, Shape
 from cipo_jax.tasks import benchmarks
 from cipo_jax.tasks.benchmarks import Benchmark, Loaded
-from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
-from cipo_jax.update import policy
 from cipo_jax.verify.judge import open_judge
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The model that is measured."""
-
-    name: str
-    """As it was asked for; with the step of a run."""
-    step: int | None
-    """Of a run's checkpoint."""
-    params: Params
-    arch: Architecture
-    mesh: Mesh
-    tokenizer: PreTrainedTokenizerFast
-    eos_ids: tuple[int, ...]
-    prompts: Prompts
-    """How the run renders its prompts, or the defaults."""
-
-
-def open_subject(
-    target: str, *, step: int | None = None, prompts: Mapping[str, Any] | None = None
-) -> Subject:
-    """A run's folder (its newest checkpoint, or that of `step`; 0 is the model before training), or
-    a model: a folder, a .gguf file, a hub id, `package:NAME`.
-
-    Args:
-      prompts: fields of `config.Prompts` that differ from the run's, or from the defaults.
-    Raises: ValueError that says what is wrong with it.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"There are {jax.process_count()} processes, and an evaluation is one: start it on one "
-            "host, with a model that fits its devices."
-        )
-    mesh = make_mesh(MeshConfig())
-    config = Path(target) / "config.yaml"
-    if not config.is_file():
-        if step is not None:
-            raise ValueError(
-                f"--step {step}: {target} is no run's folder (it has no config.yaml), and a model "
-                "has no steps."
-            )
-        source = PretrainedModel(path=target)
-        params, arch = load_model(source, mesh)
-        return _subject(target, None, source, params, arch, mesh, Prompts(**prompts or {}))
-    cfg = configfile.load(config)
-    if step == 0:
-        params, arch = load_model(cfg.model, mesh, seed=cfg.seed)
-    else:
-        params, arch, step = policy.restore_weights(
-            cfg, mesh, Path(target) / "checkpoints", step=step
-        )
-    rendered = dataclasses.replace(cfg.prompts, **prompts or {})
-    return _subject(target, step, cfg.model, params, arch, mesh, rendered)
-
-
-def _subject(
-    target: str,
-    step: int | None,
-    source: ModelSource,
-    params: Params,
-    arch: Architecture,
-    mesh: Mesh,
-    prompts: Prompts,
-) -> Subject:
-    tokenizer = load_tokenizer(source)
-    check_fits(tokenizer, arch)
-    return Subject(
-        name=target if step is None else f"{target} step {step}",
-        step=step,
-        params=params,
-        arch=arch,
-        mesh=mesh,
-        tokenizer=tokenizer,
-        eos_ids=eos_ids(source, tokenizer),
-        prompts=prompts,
-    )
-
-
-def default_output(target: str, subject: Subject) -> Path:
-    """`RUN/benchmarks/step-N` for a run, `evaluations/NAME` for a model."""
-    if subject.step is not None:
-        return Path(target) / "benchmarks" / f"step-{subject.step}"
-    name = target.rstrip("/").replace("package:", "").rsplit("/", 1)[-1].removesuffix(".gguf")
-    return Path("evaluations") / name
 
 
 def load_all(
@@ -171,31 +76,12 @@ def evaluate(
             arch=subject.arch,
             mesh=subject.mesh,
             eos_ids=subject.eos_ids,
-            renderer=_renderer(subject, settings),
+            renderer=subject.renderer(settings.max_new_tokens),
             judge=judge,
             compute_dtype=compute_dtype,
         )
         for benchmark in missing:
             _evaluate_one(benchmark, loaded[benchmark.name], engine, subject, settings, output)
-
-
-def _renderer(subject: Subject, settings: Benchmarking) -> Renderer:
-    """Prompts as the run renders them, as long as the model has room for."""
-    room = subject.arch.max_position - settings.max_new_tokens
-    if room < 1:
-        raise ValueError(
-            f"max_new_tokens is {settings.max_new_tokens}, and {subject.name} has "
-            f"{subject.arch.max_position} positions for prompt and completion: lower it."
-        )
-    return Renderer(
-        subject.tokenizer,
-        dataclasses.replace(
-            subject.prompts,
-            max_prompt_tokens=room,
-            max_attempt_tokens=settings.max_new_tokens,
-            max_correction_prompt_tokens=room,
-        ),
-    )
 
 
 def _evaluate_one(
@@ -209,44 +95,101 @@ def _evaluate_one(
     folder = output / benchmark.name
     folder.mkdir(exist_ok=True)
     start = time.perf_counter()
-    bar = Progress(
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("prompts"),
-        TimeRemainingColumn(),
-    )
-    with bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(stream: str, done: int, total: int) -> None:
-            if stream not in tasks:
-                name = stream.replace("_", " ")
-                tasks[stream] = bar.add_task(f"{benchmark.title}, {name}", total=total)
-            bar.update(tasks[stream], completed=done)
-
-        try:
-            rows = passes.run(benchmark, loaded.items, engine, subject.params, settings, progress)
-        except ValueError as error:
-            raise ValueError(
-                f"{benchmark.title}: {error} Prompts may have what the model's "
-                f"{subject.arch.max_position} positions leave beside max_new_tokens "
-                f"{settings.max_new_tokens}: lower that."
-            ) from error
+    try:
+        rows = _rows(benchmark, loaded, engine, subject, settings)
+    except ValueError as error:
+        raise ValueError(
+            f"{benchmark.title}: {error} Prompts may have what the model's "
+            f"{subject.arch.max_position} positions leave beside max_new_tokens "
+            f"{settings.max_new_tokens}: lower that."
+        ) from error
     samples.write(rows, folder / "samples.parquet")
     pyarrow.parquet.write_table(
         pa.Table.from_pylist(per_problem(rows)), folder / "problems.parquet"
     )
-    found = {
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
-        "rows_published": benchmark.num_rows,
-        "left_out": dict(loaded.left_out),
-        "note": benchmark.note,
-        "seconds": time.perf_counter() - start,
+    found = BenchmarkSummary(
+        benchmark=benchmark.name,
+        title=benchmark.title,
+        rows_published=benchmark.num_rows,
+        left_out=dict(loaded.left_out),
+        note=benchmark.note,
+        seconds=time.perf_counter() - start,
         **summarise(rows, seed=settings.seed),
-    }
+    )
     _write_json(found, folder / "summary.json")
+
+
+_KEYS: dict[StreamName, int] = {
+    "greedy": 0, "sampled": 1, "corrected": 2, "critique": 3, "critique_corrected": 4,
+}  # fmt: skip
+
+
+def _rows(
+    benchmark: Benchmark,
+    loaded: Loaded,
+    engine: Engine,
+    subject: Subject,
+    settings: Benchmarking,
+) -> list[SampleRow]:
+    """All samples of one benchmark, judged, with a progress bar for each stream."""
+    num_samples = benchmark.samples if settings.samples == "usual" else settings.samples
+    room = subject.room(settings.max_new_tokens)
+
+    def shape(stream: StreamName, prompted: Sequence[Prompted]) -> Shape:
+        each = num_samples if stream == "sampled" else 1
+        return Shape(
+            num_prompts=max(1, min(settings.sequences_per_call // each, len(prompted))),
+            num_samples=each,
+            prompt_tokens=min(bucket(max(len(p.token_ids) for p in prompted)), room),
+            new_tokens=settings.max_new_tokens,
+        )
+
+    bars = progress.Progress(
+        progress.TextColumn("{task.description:<34}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("prompts"),
+        progress.TimeRemainingColumn(),
+    )
+    bar_of: dict[StreamName, progress.TaskID] = {}
+
+    def on_progress(stream: StreamName, done: int, total: int) -> None:
+        if stream not in bar_of:
+            name = f"{benchmark.title}, {stream.replace('_', ' ')}"
+            bar_of[stream] = bars.add_task(name, total=total)
+        bars.update(bar_of[stream], completed=done)
+
+    key = jax.random.key(settings.seed)
+    sampler = Sampler(
+        engine=engine,
+        params=subject.params,
+        keys={stream: jax.random.fold_in(key, number) for stream, number in _KEYS.items()},
+        shape=shape,
+        on_progress=on_progress,
+    )
+    with bars:
+        if benchmark.area == "critique":
+            return criticise(sampler, loaded.items)
+        return solve(
+            sampler,
+            loaded.items,
+            has_greedy=settings.greedy,
+            has_samples=num_samples > 0,
+            num_corrected=num_samples if settings.corrections else 0,
+            temperature=settings.temperature,
+        )
+
+
+def bucket(length: int) -> int:
+    """The padded length of a batch of prompts: at most a quarter is padding, and few lengths, each
+    of which is one compiled program, serve all benchmarks.
+
+    The least multiple of a quarter of the power of two below `length`, from 256 on.
+    """
+    if length <= 256:
+        return 256
+    step = 1 << (length.bit_length() - 3)
+    return -(-length // step) * step
 
 
 def _open_folder(
@@ -284,7 +227,7 @@ def _open_folder(
     _write_json({"settings": now, "made_with": made_with}, path)
 
 
-def _write_json(record: dict[str, Any], path: Path) -> None:
+def _write_json(record: Mapping[str, Any], path: Path) -> None:
     unfinished = path.with_suffix(".tmp")
     unfinished.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
     unfinished.replace(path)

@@ -1,218 +1,240 @@
-"""From the samples of a benchmark to its figures, a JSON-able dict."""
+"""From the samples of a benchmark, or of held-out problems, to their figures."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from cipo_jax.evaluate import measures
-from cipo_jax.evaluate.correction import correction_measures, equal_tokens
+from cipo_jax.evaluate.correction import ChainsAgainstSamples, correction_measures, equal_tokens
 from cipo_jax.evaluate.critique import critique_measures
+from cipo_jax.evaluate.figures import (
+    ProblemCounts,
+    StreamFigures,
+    StreamName,
+    Summary,
+    accuracies,
+    num_verdicts,
+)
 from cipo_jax.evaluate.measures import Estimate, mean_with_interval
-from cipo_jax.evaluate.samples import SampleRow, Sheet
+from cipo_jax.evaluate.samples import SampleRow
 from cipo_jax.tasks.benchmarks.criticbench import said_right
 
-Figures = dict[str, Any]
 
-
-def summarise(rows: Sequence[SampleRow], *, seed: int) -> Figures:
-    """All measures of one benchmark; intervals are over its problems.
-
-    Verdicts that are unknown take no part and are listed under `unknown`.
-
-    Returns:
-      problems: how many.
-      streams: by stream: samples, accuracy, tokens, prompt_tokens, truncated.
-      pass_at_k, maj_at_k: of the samples; pass_at_k_corrected, maj_at_k_corrected: of their
-        corrections. Empty without the stream, maj also without answers to vote by.
-      correction: `correction_measures`; by_pass_rate: the same for problems of which few, some and
-        most samples are right; equal_tokens: see there.
-      critique, critique_correction: for benchmarks of critiques.
-      by_tag: tag, value, and the accuracy of each stream on the problems that have it.
-      unknown: which verdicts there are none of, and why.
-    """
-    sheets = {s: Sheet.of(rows, s) for s in ("greedy", "sampled", "corrected")}
-    sampled, corrected = sheets["sampled"], sheets["corrected"]
-    streams = sorted({row.stream for row in rows}, key=[row.stream for row in rows].index)
-    return {
-        "problems": len({row.problem_id for row in rows}),
-        "streams": {s: _stream([r for r in rows if r.stream == s], seed) for s in streams},
-        "pass_at_k": _pass_at_k(sampled, seed),
-        "pass_at_k_corrected": _pass_at_k(corrected, seed),
-        "maj_at_k": _maj_at_k(sampled, seed),
-        "maj_at_k_corrected": _maj_at_k(corrected, seed),
-        "correction": _correction(sampled, corrected, seed) if corrected else {},
-        "by_pass_rate": _by_pass_rate(sampled, corrected, seed) if corrected else {},
-        "equal_tokens": _equal_tokens(sampled, corrected, seed) if corrected else [],
-        "critique": _critique([r for r in rows if r.stream == "critique"], seed),
-        "critique_correction": _critique_correction(
-            [r for r in rows if r.stream == "critique_corrected"], seed
+def summarise(rows: Sequence[SampleRow], *, seed: int) -> Summary:
+    """All measures of one benchmark."""
+    streams, counts = _by_stream(rows), per_problem(rows)
+    sampled, corrected = streams.get("sampled", []), streams.get("corrected", [])
+    pairs = _pairs(sampled, corrected)
+    # Chains of an attempt and its correction are independent of each other only then.
+    is_corrected_once = len({(r.problem_id, r.sample) for r in corrected}) == len(corrected)
+    chains = pairs if is_corrected_once else []
+    after = [correction for _, correction in chains]
+    return Summary(
+        problems=len(counts),
+        streams={stream: _stream(part, seed) for stream, part in streams.items()},
+        pass_at_k=_pass_at_k(sampled, seed),
+        pass_at_k_corrected=_pass_at_k(after, seed),
+        maj_at_k=_maj_at_k(sampled, seed),
+        maj_at_k_corrected=_maj_at_k(after, seed),
+        correction=_correction(sampled, pairs, seed),
+        by_pass_rate=_by_pass_rate(sampled, pairs, seed),
+        equal_tokens=_equal_tokens(chains, seed),
+        critique=_in_parts(streams.get("critique", []), partial(_critique, seed=seed)),
+        critique_correction=_in_parts(
+            streams.get("critique_corrected", []), partial(_critique_correction, seed=seed)
         ),
-        "by_tag": _by_tag(rows, seed),
-        "unknown": [
+        by_tag={
+            name: {"problems": len({row.problem_id for row in part})}
+            | {stream: _accuracy(some, seed) for stream, some in _by_stream(part).items()}
+            for name, part in _parts(rows)
+        },
+        unknown=[
             {"problem": r.problem_id, "stream": r.stream, "sample": r.sample, "reason": r.reason}
             for r in rows
-            if r.status == "unknown"
+            if not r.is_known
         ],
-    }
+    )
 
 
-def per_problem(rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
-    """One record a problem: how many of each stream's verdicts are known and right, and its mean
-    tokens. Two evaluations are compared by these."""
-    found: dict[str, dict[str, Any]] = {}
-    streams = {row.stream for row in rows}
+def per_problem(rows: Sequence[SampleRow]) -> list[ProblemCounts]:
+    """The counts of each problem, in the order in which the rows come to them."""
+    found: dict[str, ProblemCounts] = {}
+    streams = dict.fromkeys(row.stream for row in rows)
     for row in rows:
-        record = found.setdefault(
+        counts = found.setdefault(
             row.problem_id,
             {"problem_id": row.problem_id, "tags": row.tags}
             | {f"{s}_{name}": 0 for s in streams for name in ("known", "right", "tokens")},
         )
-        record[f"{row.stream}_known"] += row.status != "unknown"
-        record[f"{row.stream}_right"] += row.status == "right"
-        record[f"{row.stream}_tokens"] += row.tokens
+        counts[f"{row.stream}_known"] += row.is_known
+        counts[f"{row.stream}_right"] += row.is_right
+        counts[f"{row.stream}_tokens"] += row.tokens
     return list(found.values())
 
 
-def accuracy(rows: Sequence[SampleRow], seed: int) -> Estimate:
-    """Right among known verdicts, the mean over problems of their own means (avg@n)."""
-    known: Counter[str] = Counter(r.problem_id for r in rows if r.status != "unknown")
-    right: Counter[str] = Counter(r.problem_id for r in rows if r.status == "right")
-    problems = list(dict.fromkeys(r.problem_id for r in rows))
-    return mean_with_interval(
-        np.array([right[p] / known[p] if known[p] else np.nan for p in problems]), seed=seed
+# --- figures ------------------------------------------------------------------------------------
+
+
+def _stream(rows: Sequence[SampleRow], seed: int) -> StreamFigures:
+    return StreamFigures(
+        samples=_num_samples(rows),
+        accuracy=_accuracy(rows, seed),
+        tokens=_mean_tokens(rows),
+        prompt_tokens=float(np.mean([r.prompt_tokens for r in rows])),
+        truncated=float(np.mean([not r.is_finished for r in rows])),
+        unknown=sum(not r.is_known for r in rows),
     )
 
 
-def _stream(rows: Sequence[SampleRow], seed: int) -> Figures:
-    num_problems = len({r.problem_id for r in rows})
+def _num_samples(rows: Sequence[SampleRow]) -> int:
+    return round(len(rows) / len({r.problem_id for r in rows}))
+
+
+def _mean_tokens(rows: Sequence[SampleRow]) -> float:
+    return float(np.mean([r.tokens for r in rows]))
+
+
+def _accuracy(rows: Sequence[SampleRow], seed: int) -> Estimate:
+    return mean_with_interval(accuracies(per_problem(rows), rows[0].stream), seed=seed)
+
+
+def _pass_at_k(rows: Sequence[SampleRow], seed: int) -> dict[str, Estimate]:
+    if not rows:
+        return {}
+    right_Q, known_Q = num_verdicts(per_problem(rows), rows[0].stream)
     return {
-        "samples": round(len(rows) / num_problems),
-        "accuracy": accuracy(rows, seed),
-        "tokens": float(np.mean([r.tokens for r in rows])),
-        "prompt_tokens": float(np.mean([r.prompt_tokens for r in rows])),
-        "truncated": float(np.mean([not r.is_finished for r in rows])),
-        "unknown": sum(r.status == "unknown" for r in rows),
+        str(k): mean_with_interval(
+            measures.pass_at_k(right_Q[known_Q >= k], known_Q[known_Q >= k], k), seed=seed
+        )
+        for k in measures.powers_of_two(_num_samples(rows))
     }
 
 
-def _pass_at_k(sheet: Sheet, seed: int) -> dict[str, Estimate]:
-    if not sheet:
+def _maj_at_k(rows: Sequence[SampleRow], seed: int) -> dict[str, Estimate]:
+    if all(row.answer is None for row in rows):
         return {}
-    num_right_Q = sheet.is_right_QG.sum(axis=1)
-    num_known_Q = sheet.is_known_QG.sum(axis=1)
-    found = {}
-    for k in measures.powers_of_two(sheet.num_samples):
-        has_k_Q = num_known_Q >= k
-        value_Q = measures.pass_at_k(num_right_Q[has_k_Q], num_known_Q[has_k_Q], k)
-        found[str(k)] = mean_with_interval(value_Q, seed=seed)
-    return found
-
-
-def _maj_at_k(sheet: Sheet, seed: int) -> dict[str, Estimate]:
-    known = [[r for r in row if r.status != "unknown"] for row in sheet.rows]
-    answers = [[r.answer for r in row] for row in known]
-    if all(answer is None for row in answers for answer in row):
-        return {}
-    is_right = [[r.status == "right" for r in row] for row in known]
+    votes: dict[str, list[SampleRow]] = {row.problem_id: [] for row in rows}
+    for row in rows:
+        if row.is_known:
+            votes[row.problem_id].append(row)
+    answers = [[row.answer for row in part] for part in votes.values()]
+    is_right = [[row.is_right for row in part] for part in votes.values()]
     return {
         str(k): mean_with_interval(measures.majority_at_k(answers, is_right, k), seed=seed)
-        for k in measures.powers_of_two(sheet.num_samples)
+        for k in measures.powers_of_two(_num_samples(rows))
     }
 
 
-def _correction(sampled: Sheet, corrected: Sheet, seed: int) -> dict[str, Estimate]:
-    """Over the pairs whose two verdicts are both known."""
-    is_known_QG = sampled.is_known_QG & corrected.is_known_QG
-    problem_QG = np.broadcast_to(np.arange(len(is_known_QG))[:, None], is_known_QG.shape)
-    pairs = zip(sampled.answers, corrected.answers, strict=True)
-    is_copy_QG = np.array(
-        [[a is not None and a == b for a, b in zip(*row, strict=True)] for row in pairs], bool
-    )
-    has_answers = any(a is not None for row in sampled.answers for a in row)
+Pair = tuple[SampleRow, SampleRow]
+"""An attempt and its correction."""
+
+
+def _pairs(sampled: Sequence[SampleRow], corrected: Sequence[SampleRow]) -> list[Pair]:
+    attempts = {(row.problem_id, row.sample): row for row in sampled}
+    return [(attempts[row.problem_id, row.sample], row) for row in corrected]
+
+
+def _known(pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs whose verdicts are both known."""
+    return [(before, after) for before, after in pairs if before.is_known and after.is_known]
+
+
+def _correction(
+    sampled: Sequence[SampleRow], pairs: Sequence[Pair], seed: int
+) -> dict[str, Estimate]:
+    if not pairs:
+        return {}
+    known = _known(pairs)
+    is_copy = [a.answer is not None and a.answer == b.answer for a, b in known]
+    has_answers = any(row.answer is not None for row in sampled)
     return correction_measures(
-        problem_QG[is_known_QG],
-        sampled.is_right_QG[is_known_QG],
-        corrected.is_right_QG[is_known_QG],
-        is_copy_N=is_copy_QG[is_known_QG] if has_answers else None,
+        _problem_of([after for _, after in known]),
+        np.array([before.is_right for before, _ in known], bool),
+        np.array([after.is_right for _, after in known], bool),
+        is_copy_U=np.array(is_copy, bool) if has_answers else None,
         seed=seed,
     )
 
 
-def _by_pass_rate(sampled: Sheet, corrected: Sheet, seed: int) -> dict[str, Figures]:
-    """Correction measures of problems by the share of their samples that are right."""
-    known_Q = sampled.is_known_QG.sum(axis=1)
-    rate_Q = sampled.is_right_QG.sum(axis=1) / np.maximum(known_Q, 1)
-    found = {}
+def _by_pass_rate(
+    sampled: Sequence[SampleRow], pairs: Sequence[Pair], seed: int
+) -> dict[str, dict[str, Any]]:
+    if not pairs:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    counts = per_problem(sampled)
+    rates = accuracies(counts, "sampled")
     for name, low, high in (
         ("none right", -1.0, 0.0),
         ("up to half", 0.0, 0.5),
-        ("more than half", 0.5, 1.1),
+        ("more than half", 0.5, 1.0),
     ):
-        chosen = np.flatnonzero((rate_Q > low) & (rate_Q <= high) & (known_Q > 0))
-        if len(chosen):
-            found[name] = {
-                "problems": len(chosen),
-                **_correction(_part(sampled, chosen), _part(corrected, chosen), seed),
-            }
+        which = np.flatnonzero((rates > low) & (rates <= high))
+        chosen = {counts[q]["problem_id"] for q in which}
+        if chosen:
+            some = [row for row in sampled if row.problem_id in chosen]
+            of_them = [pair for pair in pairs if pair[0].problem_id in chosen]
+            found[name] = {"problems": len(chosen), **_correction(some, of_them, seed)}
     return found
 
 
-def _part(sheet: Sheet, chosen: np.ndarray) -> Sheet:
-    return Sheet(
-        problem_ids=tuple(sheet.problem_ids[q] for q in chosen),
-        rows=tuple(sheet.rows[q] for q in chosen),
-    )
+def _equal_tokens(chains: Sequence[Pair], seed: int) -> list[ChainsAgainstSamples]:
+    if not chains:
+        return []
+    known = _known(chains)
+    problem_U = _problem_of([after for _, after in known])
 
+    def count(is_counted: Sequence[bool]) -> Int[np.ndarray, " Q"]:
+        return np.bincount(problem_U, weights=np.array(is_counted, float)).astype(int)
 
-def _equal_tokens(sampled: Sheet, corrected: Sheet, seed: int) -> list[Any]:
-    is_known_QG = sampled.is_known_QG & corrected.is_known_QG
-    solved_QG = sampled.is_right_QG | corrected.is_right_QG
     return equal_tokens(
-        (sampled.is_right_QG & is_known_QG).sum(axis=1),
-        (solved_QG & is_known_QG).sum(axis=1),
-        is_known_QG.sum(axis=1),
-        attempt_tokens=float(sampled.tokens_QG.mean()),
-        correction_tokens=float(corrected.tokens_QG.mean()),
+        count([before.is_right for before, _ in known]),
+        count([before.is_right or after.is_right for before, after in known]),
+        count([True] * len(known)),
+        attempt_tokens=_mean_tokens([before for before, _ in chains]),
+        correction_tokens=_mean_tokens([after for _, after in chains]),
         seed=seed,
     )
 
 
-def _critique(rows: Sequence[SampleRow], seed: int) -> Figures:
-    """F1 and its parts, in all and by type and source of the question."""
-    if not rows:
-        return {}
-
-    def figures(chosen: Sequence[SampleRow]) -> dict[str, Estimate]:
-        return critique_measures(
-            np.array([bool(r.response_is_right) for r in chosen]),
-            [said_right(r.answer) for r in chosen],
-            seed=seed,
-        )
-
-    return {"all": figures(rows), **{name: figures(part) for name, part in _parts(rows)}}
+def _critique(rows: Sequence[SampleRow], *, seed: int) -> dict[str, Estimate]:
+    return critique_measures(
+        np.array([bool(r.response_is_right) for r in rows], bool),
+        [said_right(r.answer) for r in rows],
+        seed=seed,
+    )
 
 
-def _critique_correction(rows: Sequence[SampleRow], seed: int) -> Figures:
-    """Accuracy after correction over all responses, right and wrong ones, and what became of
-    either kind."""
-    if not rows:
-        return {}
+def _critique_correction(rows: Sequence[SampleRow], *, seed: int) -> dict[str, Estimate]:
+    known = [r for r in rows if r.is_known]
+    return correction_measures(
+        _problem_of(known),
+        np.array([bool(r.response_is_right) for r in known], bool),
+        np.array([r.is_right for r in known], bool),
+        seed=seed,
+    )
 
-    def figures(chosen: Sequence[SampleRow]) -> dict[str, Estimate]:
-        known = [r for r in chosen if r.status != "unknown"]
-        return correction_measures(
-            np.arange(len(known)),
-            np.array([bool(r.response_is_right) for r in known], bool),
-            np.array([r.status == "right" for r in known], bool),
-            seed=seed,
-        )
 
-    return {"all": figures(rows), **{name: figures(part) for name, part in _parts(rows)}}
+# --- parts of the rows --------------------------------------------------------------------------
+
+
+def _by_stream(rows: Sequence[SampleRow]) -> dict[StreamName, list[SampleRow]]:
+    found: dict[StreamName, list[SampleRow]] = {}
+    for row in rows:
+        found.setdefault(row.stream, []).append(row)
+    return found
+
+
+def _problem_of(rows: Sequence[SampleRow]) -> Int[np.ndarray, " U"]:
+    """The number of each row's problem, in the order in which the rows come to them."""
+    number: dict[str, int] = {}
+    return np.array([number.setdefault(row.problem_id, len(number)) for row in rows], int)
 
 
 def _parts(rows: Sequence[SampleRow]) -> list[tuple[str, list[SampleRow]]]:
@@ -224,11 +246,10 @@ def _parts(rows: Sequence[SampleRow]) -> list[tuple[str, list[SampleRow]]]:
     return sorted(parts.items())
 
 
-def _by_tag(rows: Sequence[SampleRow], seed: int) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for name, part in _parts(rows):
-        found[name] = {"problems": len({r.problem_id for r in part})} | {
-            stream: accuracy([r for r in part if r.stream == stream], seed)
-            for stream in dict.fromkeys(r.stream for r in part)
-        }
-    return found
+def _in_parts(
+    rows: Sequence[SampleRow], figures: Callable[[Sequence[SampleRow]], dict[str, Estimate]]
+) -> dict[str, dict[str, Estimate]]:
+    """Figures of all the rows, and of those of each tag and value; none where there are no rows."""
+    if not rows:
+        return {}
+    return {"all": figures(rows), **{name: figures(part) for name, part in _parts(rows)}}

@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from cipo_jax.config import Config, Lora, Mesh, ModelSource, PretrainedModel, configfile
+from cipo_jax.config import Config, Lora, MeshShape, ModelSource, PretrainedModel, configfile
 from cipo_jax.export import adapter_folder, licence, model_folder
 from cipo_jax.export.card import model_card
 from cipo_jax.export.check import Comparison, NotChecked, compare
@@ -107,7 +107,7 @@ def _export_policy(
     if isinstance(cfg.adapter, Lora):
         # In float32, to be merged in it and rounded once.
         frozen, _ = load_model(cfg.model, seed=cfg.seed)
-    params = adapter.merge(policy.weights(trainable, frozen, cfg), jnp.dtype(dtype))
+    params = adapter.merge(policy.params(trainable, frozen, cfg), jnp.dtype(dtype))
     del trainable, frozen  # as large as the model
     with _renamed_at_the_end(out) as folder:
         check = _write_model(params, arch, cfg.model, folder, has_check)
@@ -182,7 +182,7 @@ def _write_run_files(
 
 def _mesh() -> jax.sharding.Mesh:
     """One device: an export computes next to nothing."""
-    return make_mesh(Mesh(fsdp=1), jax.devices()[:1])
+    return make_mesh(MeshShape(fsdp=1), jax.devices()[:1])
 
 
 @contextlib.contextmanager

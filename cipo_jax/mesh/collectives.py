@@ -48,6 +48,7 @@ def reduce_scatter(x: Array, axis: MeshAxis, *, dimension: int) -> Array:
     if group == 1:
         return x
     blocks = [list(range(first, first + group)) for first in range(0, num_devices, group)]
-    return jax.lax.psum_scatter(
+    rest: Array = jax.lax.psum_scatter(
         x, axis, scatter_dimension=dimension, axis_index_groups=blocks, tiled=True
     )
+    return rest

@@ -74,7 +74,7 @@ def connect(
 
 
 def count() -> int:
-    return jax.process_count()
+    return int(jax.process_count())
 
 
 def is_first() -> bool:
@@ -84,7 +84,7 @@ def is_first() -> bool:
 
 def is_mine(index: int) -> bool:
     """Whether this process does item `index` of a list that is shared out."""
-    return index % jax.process_count() == jax.process_index()
+    return index % count() == jax.process_index()
 
 
 def gathered(record: Value) -> list[Value]:
@@ -109,9 +109,12 @@ def gathered(record: Value) -> list[Value]:
 
 def whole(tree: Value) -> Value:
     """Global arrays as host arrays, in whole, on every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+    on_host: Value = (
+        jax.device_get(tree)
+        if jax.process_count() == 1
+        else multihost_utils.process_allgather(tree, tiled=True)
+    )
+    return on_host
 
 
 def from_first(make: Callable[[], Value]) -> Value:
@@ -131,7 +134,8 @@ def from_first(make: Callable[[], Value]) -> Value:
     outcome = gathered(outcome)[0]
     if "error" in outcome:
         raise PeerError(outcome["error"])
-    return outcome["value"]
+    value: Value = outcome["value"]
+    return value
 
 
 def on_any(flag: bool) -> bool:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cipo_jax import config
 from cipo_jax.records import Batch
@@ -84,7 +84,7 @@ exceeds them. Their projections are small, so every device of the axis keeps all
 query heads stay split."""
 
 
-def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(sizes: config.MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The device mesh with axes `data`, `fsdp`, `expert`, `tensor`, ordered for the wiring of the
     slice.
 
@@ -101,7 +101,7 @@ def make_mesh(sizes: config.Mesh, devices: Sequence[jax.Device] | None = None) -
     return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
 
 
-def device_grid(sizes: config.Mesh, devices: Sequence[jax.Device]) -> np.ndarray:
+def device_grid(sizes: config.MeshShape, devices: Sequence[jax.Device]) -> np.ndarray:
     """The devices as an array of the mesh's shape; neighbours in it are neighbours by wire, and
     those of one slice differ in nothing but the last stretch of `data`."""
     fsdp = sizes.fsdp
@@ -131,7 +131,7 @@ def device_grid(sizes: config.Mesh, devices: Sequence[jax.Device]) -> np.ndarray
     )
 
 
-def shardings_of(tree: Any, mesh: Mesh, rules: Rules) -> Any:
+def shardings_of(tree: Record, mesh: Mesh, rules: Rules) -> Record:
     """The same tree with a NamedSharding in the place of each array.
 
     The letters of an array come from the annotation of the record field that holds it, at any depth
@@ -139,27 +139,47 @@ def shardings_of(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     are. A scalar needs no annotation and is replicated; None stays None.
 
     Args:
-      tree: arrays or `jax.ShapeDtypeStruct`s; or a record class, where the shapes are not known and
-        so not checked.
+      tree: arrays or `jax.ShapeDtypeStruct`s.
       rules: PARAM_RULES or ACTIVATION_RULES.
     Raises: ValueError that names the field if a letter has no rule, two axes of an array want the
       same mesh axis, a mesh axis does not divide an axis, or an array has no letters.
     """
-    return _shardings(tree, None, "", mesh, rules)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+    shardings = []
+    for (path, x), letters in zip(leaves, _letters_of_leaves(tree), strict=True):
+        name = jax.tree_util.keystr(path).removeprefix(".")
+        if not hasattr(x, "shape"):
+            raise ValueError(f"{name or 'the tree'} is {x!r}, which is not an array.")
+        if letters is None and x.shape != ():
+            raise ValueError(
+                f"{name or 'the array'} has shape {x.shape} but no letters to shard it by: "
+                "hold it in a record whose field is annotated, as in Float[Array, 'B T']."
+            )
+        spec = spec_of(letters or "", x.shape, mesh, rules, name=name)
+        shardings.append(NamedSharding(mesh, spec))
+    same_tree: Record = jax.tree.unflatten(structure, shardings)
+    return same_tree
 
 
 def batch_shardings(mesh: Mesh) -> Batch:
     """Shardings of a `records.Batch`: rows over ROW_AXES, whole along time."""
-    return shardings_of(Batch, mesh, ACTIVATION_RULES)
+    batch = Batch.empty(num_row_shards(mesh), 1, has_old_logprob=True)
+    return shardings_of(batch, mesh, ACTIVATION_RULES)
 
 
 def abstract_on(record: Record, mesh: Mesh, rules: Rules) -> Record:
     """A record of abstract arrays with their shardings: what to restore or to compile for."""
-    return jax.tree.map(
+    return with_shardings(record, shardings_of(record, mesh, rules))
+
+
+def with_shardings(record: Record, shardings: Record) -> Record:
+    """`abstract_on` with shardings that are known already."""
+    laid_out: Record = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         record,
-        shardings_of(record, mesh, rules),
+        shardings,
     )
+    return laid_out
 
 
 def num_row_shards(mesh: Mesh) -> int:
@@ -187,7 +207,8 @@ def distributed(record: Record, mesh: Mesh, rules: Rules) -> Record:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda piece: x[piece])
 
-    return jax.tree.map(place, record, shardings_of(record, mesh, rules))
+    placed: Record = jax.tree.map(place, record, shardings_of(record, mesh, rules))
+    return placed
 
 
 def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> jax.Array:
@@ -202,8 +223,8 @@ def constrain(x: jax.Array, letters: str, rules: Rules = ACTIVATION_RULES) -> ja
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    spec = _spec(letters, x.shape, letters, dict(mesh.shape), rules)
-    return jax.lax.with_sharding_constraint(x, spec)
+    held: jax.Array = jax.lax.with_sharding_constraint(x, spec_of(letters, x.shape, mesh, rules))
+    return held
 
 
 def constrain_record(record: Any, rules: Rules) -> Any:
@@ -228,11 +249,6 @@ def constrain_record(record: Any, rules: Rules) -> Any:
     return type(record)(**{f.name: held(f.name, getattr(record, f.name)) for f in fields})
 
 
-def spec_of(letters: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    """How an array with these letters lies on the mesh. Raises: as `shardings_of`."""
-    return _spec(letters, shape, letters, dict(mesh.shape), rules)
-
-
 def target_platform() -> str:
     """Of the devices that are compiled for, which need not be there: `tpu`, `gpu`, `cpu`."""
     device = jax.sharding.get_abstract_mesh().abstract_device
@@ -244,85 +260,75 @@ def letters_of(annotation: Any) -> str | None:
     annotation has none.
     """
     for candidate in (annotation, *typing.get_args(annotation)):
-        letters = getattr(candidate, "dim_str", None)
+        letters: str | None = getattr(candidate, "dim_str", None)
         if letters is not None:
             return letters
     return None
 
 
-def _shardings(value: Any, annotation: Any, path: str, mesh: Mesh, rules: Rules) -> Any:
-    if value is None:
-        return None
-    record = value if isinstance(value, type) else type(value)
-    if dataclasses.is_dataclass(record):
-        hints = typing.get_type_hints(record)
-        fields = {}
-        for field in dataclasses.fields(record):
-            hint = hints[field.name]
-            child = hint if record is value else getattr(value, field.name)
-            fields[field.name] = _shardings(
-                child, hint, f"{path}.{field.name}".lstrip("."), mesh, rules
-            )
-        return record(**fields)
-    letters = letters_of(annotation)
-    if value is annotation and letters is not None:  # a field of a class: no shape is known
-        return NamedSharding(mesh, _spec(letters, None, path, dict(mesh.shape), rules))
-    if hasattr(value, "shape"):
-        if letters is None and value.shape != ():
-            raise ValueError(
-                f"{path or 'the array'} has shape {value.shape} but no letters to shard it by: "
-                "hold it in a record whose field is annotated, as in Float[Array, 'B T']."
-            )
-        spec = _spec(letters or "", value.shape, path, dict(mesh.shape), rules)
-        return NamedSharding(mesh, spec)
-    children, treedef = jax.tree_util.tree_flatten_with_path(
-        value, is_leaf=lambda node: node is not value
-    )
-    if children and children[0][1] is value:
-        raise ValueError(f"{path or 'the tree'} is {value!r}, which is not an array.")
-    return treedef.unflatten(
-        _shardings(child, None, path + jax.tree_util.keystr(key), mesh, rules)
-        for key, child in children
-    )
+def _letters_of_leaves(tree: Any, letters: str | None = None) -> Iterator[str | None]:
+    """The letters of each leaf, in the order of `jax.tree.leaves`; None for a leaf that is not the
+    field of a record.
+
+    Args:
+      letters: of the field that holds the tree.
+    """
+    if dataclasses.is_dataclass(tree):
+        hints = typing.get_type_hints(type(tree))
+        for field in dataclasses.fields(tree):
+            if field.metadata.get("pytree_node", True):
+                value = getattr(tree, field.name)
+                yield from _letters_of_leaves(value, letters_of(hints[field.name]))
+        return
+    children = jax.tree.leaves(tree, is_leaf=lambda node: node is not tree)
+    if any(child is tree for child in children):  # a leaf
+        yield letters
+        return
+    for child in children:
+        yield from _letters_of_leaves(child)
 
 
-def _axes(rule: MeshAxis | None) -> tuple[str, ...]:
-    return (rule,) if isinstance(rule, str) else rule or ()
-
-
-def _spec(
+def spec_of(
     letters: str,
-    shape: tuple[int, ...] | None,
-    path: str,
-    mesh_sizes: Mapping[str, int],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
     rules: Rules,
+    *,
+    name: str | None = None,
 ) -> PartitionSpec:
-    names = letters.split()
-    if shape is not None and len(names) != len(shape):
-        raise ValueError(f"{path} has shape {shape}, but its letters are '{letters}'.")
+    """How an array with these letters lies on the mesh.
+
+    Args:
+      name: what an error calls the array; its letters where not given.
+    Raises: as `shardings_of`.
+    """
+    name = letters if name is None else name
+    axis_letters = letters.split()
+    if len(axis_letters) != len(shape):
+        raise ValueError(f"{name} has shape {shape}, but its letters are '{letters}'.")
     entries: list[MeshAxis | None] = []
     taken: dict[str, str] = {}
-    for index, letter in enumerate(names):
+    for letter, size in zip(axis_letters, shape, strict=True):
         if letter not in rules:
             raise ValueError(
-                f"{path}: no sharding rule for the letter {letter} of '{letters}'. Add it to the "
+                f"{name}: no sharding rule for the letter {letter} of '{letters}'. Add it to the "
                 "rule table; None says that it is replicated."
             )
         rule = rules[letter]
-        axes = _axes(rule)
+        axes = (rule,) if isinstance(rule, str) else rule or ()
         for axis in axes:
             if axis in taken:
                 raise ValueError(
-                    f"{path}: {taken[axis]} and {letter} of '{letters}' both lie along the mesh "
+                    f"{name}: {taken[axis]} and {letter} of '{letters}' both lie along the mesh "
                     f"axis {axis}. Give one of them another rule."
                 )
             taken[axis] = letter
-        count = math.prod(mesh_sizes[axis] for axis in axes)
-        if shape is not None and shape[index] % count:
+        count = math.prod(mesh.shape[axis] for axis in axes)
+        if size % count:
             if letter not in REPLICATED_WHERE_UNEVEN:
                 raise ValueError(
-                    f"{path}: {' * '.join(axes)} is {count}, which does not divide its axis "
-                    f"{letter} of {shape[index]}. Choose a mesh size that divides it, or 1."
+                    f"{name}: {' * '.join(axes)} is {count}, which does not divide its axis "
+                    f"{letter} of {size}. Choose a mesh size that divides it, or 1."
                 )
             rule = None
         entries.append(rule)

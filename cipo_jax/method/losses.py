@@ -155,11 +155,7 @@ def _old_logprob(
 
 def _cleaned(batch: Batch) -> Batch:
     """The batch with zeros in what the loss reads, where not a target."""
-    names = ("sampler_logprob_BT", "old_logprob_BT", "advantage_BT", "weight_BT")
-    read = {name: getattr(batch, name) for name in names}
-    cleaned = {
-        name: x if x is None else _at_targets(x, batch.is_target_BT) for name, x in read.items()
-    }
+    cleaned = {name: _at_targets(x, batch.is_target_BT) for name, x in batch.per_target().items()}
     return dataclasses.replace(batch, **cleaned)
 
 

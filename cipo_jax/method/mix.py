@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -21,6 +22,9 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from cipo_jax.config import Aggregation, Config, Objective, Train
 from cipo_jax.records import Batch, Stream
+
+GroupValues: TypeAlias = Float[np.ndarray, " G"] | Float[np.ndarray, "G C"]
+"""One number for each completion of a group, or one for each of its tokens, padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +46,51 @@ class Group:
     stream: Stream
     prompt_P: Int[np.ndarray, " P"]
     completions: Sequence[Completion]
-    advantage_G: Float[np.ndarray, " G"] | Float[np.ndarray, "G C"]
-    """Of each completion; or of each of its tokens, padded."""
+    advantage_G: GroupValues
     is_valid_G: Bool[np.ndarray, " G"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the completions of the groups are in the rows of a batch."""
+
+    spans: Sequence[tuple[int, int, int, slice]]
+    """Group, completion of the group, row, and places in the row; those left out have none."""
+    shape: tuple[int, int, int]
+    """Groups, completions of the largest one, tokens of the longest one."""
+
+    def back(self, value_BT: Float[np.ndarray, "B T"]) -> Float[np.ndarray, "Q G C"]:
+        """What the rows hold for each token of the completions, in the order of the groups; 0
+        beyond a completion's length, and for those that were left out of the rows.
+        """
+        value_QGC = np.zeros(self.shape, value_BT.dtype)
+        for q, g, b, here in self.spans:
+            value_QGC[q, g, : here.stop - here.start] = value_BT[b, here]
+        return value_QGC
+
+    def laid(
+        self, values: Sequence[GroupValues], rows: tuple[int, int]
+    ) -> Float32[np.ndarray, "B T"]:
+        """The other way: a number for each completion of each group, or one for each of its tokens,
+        in an array of `rows`; 0 elsewhere.
+        """
+        value_BT = np.zeros(rows, np.float32)
+        for q, g, b, here in self.spans:
+            value_BT[b, here] = np.atleast_1d(values[q][g])[: here.stop - here.start]
+        return value_BT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """The batch, and where the completions are in it."""
+
+    batch: Batch
+    places: Places
+
+    def credited(self, advantages: Sequence[GroupValues]) -> Batch:
+        """The batch with other advantages than its groups came with, in the groups' order."""
+        shape = self.batch.token_BT.shape
+        return replace(self.batch, advantage_BT=self.places.laid(advantages, (shape[0], shape[1])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +115,7 @@ def mix(
     max_new_tokens: int,
     max_rows: int,
     keep_zero_signal: bool,
-) -> Batch:
+) -> Mixed:
     """Pack groups of both streams into one batch of `max_rows` rows of `train.row_tokens` tokens.
 
     The weight of a token of sequence i in stream s, with N valid sequences and Z valid tokens in
@@ -89,7 +135,7 @@ def mix(
       max_rows: from `max_rows(cfg)`; the shape of the batch.
       keep_zero_signal: lay out sequences with advantage 0 too; needed where a KL penalty trains on
         them. They add nothing to the loss otherwise, and leaving them out is exact.
-    Returns: a batch of numpy arrays; `num_rows` may be 0.
+    Returns: the batch, of numpy arrays, whose `num_rows` may be 0; and the places in it.
     Raises: ValueError if a prompt or a completion is empty, a completion is longer than
       max_new_tokens, does not have one log-prob per token or does not fit in a row with its prompt,
       or the rows don't suffice.
@@ -103,40 +149,25 @@ def mix(
             f"The batch needs {len(rows)} rows of {train.row_tokens} tokens, but has {max_rows}: "
             "take max_rows from the configuration that the rollouts were sampled with."
         )
-    arrays: dict[str, np.ndarray] = {
-        name: np.zeros((max_rows, train.row_tokens), dtype) for name, dtype in _DTYPES.items()
-    }
+    batch = Batch.empty(max_rows, train.row_tokens)
     for b, units in enumerate(rows):
-        _lay_out({name: array_BT[b] for name, array_BT in arrays.items()}, units, token_weight)
-    return Batch(
-        **{f"{name}_BT": array_BT for name, array_BT in arrays.items()},
-        num_rows=np.asarray(len(rows), np.int32),
+        row = {name: np.asarray(array_BT)[b] for name, array_BT in batch.per_token().items()}
+        _lay_out(row, units, token_weight)
+    places = Places(
+        spans=[
+            (unit.index, g, b, here)
+            for b, units in enumerate(rows)
+            for unit, _, completions in _placed(units)
+            for g, here in completions
+        ],
+        shape=(
+            len(groups),
+            max((len(group.completions) for group in groups), default=0),
+            max((len(c.token_C) for group in groups for c in group.completions), default=0),
+        ),
     )
-
-
-def unmixed(
-    value_BT: Float[np.ndarray, "B T"],
-    groups: Sequence[Group],
-    *,
-    train: Train,
-    keep_zero_signal: bool,
-) -> Float[np.ndarray, "Q G C"]:
-    """What the rows of `mix` hold for each token of the completions, back in the order of groups.
-
-    Args:
-      value_BT: speaks about the tokens of the batch that `mix` made of these very arguments.
-      groups: all with the same number of completions.
-    Returns: [Q, G, C], C the longest completion; 0 beyond a completion's length, and for those that
-      were left out of the rows.
-    """
-    longest = max(len(c.token_C) for group in groups for c in group.completions)
-    shape = (len(groups), len(groups[0].completions), longest)
-    value_QGC = np.zeros(shape, value_BT.dtype)
-    for b, units in enumerate(_packed(groups, train=train, keep_zero_signal=keep_zero_signal)):
-        for unit, _, completions in _placed(units):
-            for g, here in completions:
-                value_QGC[unit.index, g, : here.stop - here.start] = value_BT[b, here]
-    return value_QGC
+    mixed = Mixed(batch=replace(batch, num_rows=np.asarray(len(rows), np.int32)), places=places)
+    return replace(mixed, batch=mixed.credited([group.advantage_G for group in groups]))
 
 
 def max_rows(cfg: Config) -> int:
@@ -181,15 +212,9 @@ def max_rows(cfg: Config) -> int:
 
 def abstract_batch(cfg: Config) -> Batch:
     """The batch of `mix` as `jax.ShapeDtypeStruct`s: what the train step is compiled for."""
-    shape = (max_rows(cfg), cfg.train.row_tokens)
-    scored = {"old_logprob": np.float32} if cfg.has_old_logprob else {}
-    return Batch(
-        **{
-            f"{name}_BT": jax.ShapeDtypeStruct(shape, dtype)
-            for name, dtype in (_DTYPES | scored).items()
-        },
-        num_rows=jax.ShapeDtypeStruct((), np.int32),
-    )
+    batch = Batch.empty(max_rows(cfg), cfg.train.row_tokens, has_old_logprob=cfg.has_old_logprob)
+    abstract: Batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
+    return abstract
 
 
 def packing(batch: Batch) -> Packing:
@@ -316,20 +341,6 @@ def _first_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]
     return bins
 
 
-_DTYPES: dict[str, type] = {
-    "token": np.int32,
-    "position": np.int32,
-    "segment": np.int32,
-    "prefix": np.int32,
-    "predecessor": np.int32,
-    "is_target": np.bool_,
-    "sampler_logprob": np.float32,
-    "advantage": np.float32,
-    "weight": np.float32,
-    "stream": np.int32,
-}
-
-
 def _placed(
     units: Sequence[_Unit],
 ) -> Iterator[tuple[_Unit, slice, list[tuple[int, slice]]]]:
@@ -347,34 +358,32 @@ def _placed(
 
 
 def _lay_out(row: dict[str, np.ndarray], units: Sequence[_Unit], token_weight: _Weights) -> None:
-    """Write units into the arrays [T] of one row."""
+    """Write units into the arrays [T] of one row, each under the name of its field."""
     segment = 0
     for unit, prompt, completions in _placed(units):
         group = unit.group
         prompt_length = len(group.prompt_P)
         segment += 1
         prompt_segment = segment
-        row["token"][prompt] = group.prompt_P
-        row["position"][prompt] = np.arange(prompt_length)
-        row["segment"][prompt] = prompt_segment
-        row["prefix"][prompt] = prompt_segment
-        row["predecessor"][prompt] = np.arange(prompt.start - 1, prompt.stop - 1)
-        row["predecessor"][prompt.start] = 0  # nothing predicts a prompt's first token
-        row["stream"][prompt] = group.stream
+        row["token_BT"][prompt] = group.prompt_P
+        row["position_BT"][prompt] = np.arange(prompt_length)
+        row["segment_BT"][prompt] = prompt_segment
+        row["prefix_BT"][prompt] = prompt_segment
+        row["predecessor_BT"][prompt] = np.arange(prompt.start - 1, prompt.stop - 1)
+        row["predecessor_BT"][prompt.start] = 0  # nothing predicts a prompt's first token
+        row["stream_BT"][prompt] = group.stream
 
         for g, here in completions:
             completion = group.completions[g]
             length = len(completion.token_C)
             segment += 1
-            row["token"][here] = completion.token_C
-            row["position"][here] = np.arange(prompt_length, prompt_length + length)
-            row["segment"][here] = segment
-            row["prefix"][here] = prompt_segment
-            row["predecessor"][here] = np.arange(here.start - 1, here.stop - 1)
-            row["predecessor"][here.start] = prompt.stop - 1
-            row["is_target"][here] = True
-            row["sampler_logprob"][here] = completion.logprob_C
-            # One number for the sequence, or one for each token.
-            row["advantage"][here] = np.atleast_1d(group.advantage_G[g])[:length]
-            row["weight"][here] = token_weight(group.stream, length)
-            row["stream"][here] = group.stream
+            row["token_BT"][here] = completion.token_C
+            row["position_BT"][here] = np.arange(prompt_length, prompt_length + length)
+            row["segment_BT"][here] = segment
+            row["prefix_BT"][here] = prompt_segment
+            row["predecessor_BT"][here] = np.arange(here.start - 1, here.stop - 1)
+            row["predecessor_BT"][here.start] = prompt.stop - 1
+            row["is_target_BT"][here] = True
+            row["sampler_logprob_BT"][here] = completion.logprob_C
+            row["weight_BT"][here] = token_weight(group.stream, length)
+            row["stream_BT"][here] = group.stream

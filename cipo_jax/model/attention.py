@@ -16,7 +16,6 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int32
@@ -25,16 +24,17 @@ from cipo_jax.mesh.sharding import ACTIVATION_RULES, target_platform
 from cipo_jax.model.blockwise import ATTENDED, MASKED, Window, blockwise_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.splash import splash_attention
+from cipo_jax.records import Array
 
 
 def packed_attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
+    q_BTNH: Float[jax.Array, "B T N H"],
+    k_BTKH: Float[jax.Array, "B T K H"],
+    v_BTKH: Float[jax.Array, "B T K H"],
     segment_BT: Int32[Array, "B T"],
     prefix_BT: Int32[Array, "B T"],
     window: Window | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[jax.Array, "B T N H"]:
     """Causal attention inside the segments of packed rows, by what suits the devices of the mesh.
 
         token t sees token s  iff  s <= t and (segment[s] == segment[t] or segment[s] == prefix[t])
@@ -50,16 +50,23 @@ def packed_attention(
     if window is None and platform == "tpu":
         return _over_mesh(splash_attention, *arrays)
     if window is None and platform in ("gpu", "cuda") and q_BTNH.dtype != jnp.float32:
-        return checkpoint_name(_over_mesh(fused_attention, *arrays), ATTENDED)
+        out_BTNH: jax.Array = checkpoint_name(_over_mesh(fused_attention, *arrays), ATTENDED)
+        return out_BTNH
     return blockwise_attention(*arrays, window)
 
 
-def _over_mesh(kernel: Callable[..., Array], *arrays: Array) -> Array:
+def _over_mesh(
+    kernel: Callable[..., jax.Array],
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    segment_BT: Array,
+    prefix_BT: Array,
+) -> jax.Array:
     """A kernel on each device's own rows and heads; XLA can't split kernels by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return kernel(*arrays)
-    q_BTNH, k_BTKH, v_BTKH, *ids = arrays
+        return kernel(q_BTNH, k_BTKH, v_BTKH, segment_BT, prefix_BT)
     if k_BTKH.shape[2] % mesh.shape["tensor"]:
         # Key/value heads that tensor does not divide are on all of its devices, but query heads
         # are split, and each device must have the ones that belong to its own.
@@ -67,20 +74,21 @@ def _over_mesh(kernel: Callable[..., Array], *arrays: Array) -> Array:
         k_BTKH, v_BTKH = (jnp.repeat(x, share, axis=2) for x in (k_BTKH, v_BTKH))
     heads = PartitionSpec(ACTIVATION_RULES["B"], None, ACTIVATION_RULES["N"], None)
     row = PartitionSpec(ACTIVATION_RULES["B"], None)
-    return jax.shard_map(
+    out_BTNH: jax.Array = jax.shard_map(
         kernel, in_specs=(heads,) * 3 + (row,) * 2, out_specs=heads, check_vma=False
-    )(q_BTNH, k_BTKH, v_BTKH, *ids)
+    )(q_BTNH, k_BTKH, v_BTKH, segment_BT, prefix_BT)
+    return out_BTNH
 
 
 def fused_attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
+    q_BTNH: Float[jax.Array, "B T N H"],
+    k_BTKH: Float[jax.Array, "B T K H"],
+    v_BTKH: Float[jax.Array, "B T K H"],
     segment_BT: Int32[Array, "B T"],
     prefix_BT: Int32[Array, "B T"],
     *,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-) -> Float[Array, "B T N H"]:
+) -> Float[jax.Array, "B T N H"]:
     """`packed_attention` by cuDNN: no scores in memory, but a mask of T^2 entries per row.
 
     Args:
@@ -100,12 +108,12 @@ def fused_attention(
 
 
 def decode_attention(
-    q_BNH: Float[Array, "B N H"],
+    q_BNH: Float[jax.Array, "B N H"],
     prompt: PromptCache,
     completion: CompletionCache,
-    sees_prompt_QP: Bool[Array, "Q P"],
-    sees_completion_C: Bool[Array, " C"],
-) -> Float[Array, "B N H"]:
+    sees_prompt_QP: Bool[jax.Array, "Q P"],
+    sees_completion_C: Bool[jax.Array, " C"],
+) -> Float[jax.Array, "B N H"]:
     """Attention of one new token per sample over its prompt and over its own completion.
 
     The samples of a prompt read one copy of the prompt's keys and values: their queries become the
@@ -119,24 +127,24 @@ def decode_attention(
     num_rows, num_heads, head_dim = q_BNH.shape
     num_prompts, num_kv_heads, num_samples, _, _ = completion.v_QKGCH.shape
     group = (num_prompts, num_samples, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    # J query heads share a key/value head.
-    q_QKGJH = q_BNH.reshape(group).transpose(0, 2, 1, 3, 4)
+    # W query heads share a key/value head.
+    q_QKGWH = q_BNH.reshape(group).transpose(0, 2, 1, 3, 4)
 
-    def scores(spec: str, keys: Array, is_visible: Array) -> Array:
-        score = jnp.einsum(spec, q_QKGJH, keys, preferred_element_type=jnp.float32)
+    def scores(spec: str, keys: jax.Array, is_visible: jax.Array) -> jax.Array:
+        score = jnp.einsum(spec, q_QKGWH, keys, preferred_element_type=jnp.float32)
         return jnp.where(is_visible, score * head_dim**-0.5, MASKED)
 
     prompt_length = sees_prompt_QP.shape[1]
-    score_QKGJS = jnp.concatenate(
+    score_QKGWS = jnp.concatenate(
         [
-            scores("QKGJH,QKHP->QKGJP", prompt.k_QKHP, sees_prompt_QP[:, None, None, None, :]),
-            scores("QKGJH,QKGHC->QKGJC", completion.k_QKGHC, sees_completion_C),
+            scores("QKGWH,QKHP->QKGWP", prompt.k_QKHP, sees_prompt_QP[:, None, None, None, :]),
+            scores("QKGWH,QKGHC->QKGWC", completion.k_QKGHC, sees_completion_C),
         ],
         axis=-1,
     )
-    weight_QKGJS = jax.nn.softmax(score_QKGJS, axis=-1).astype(q_BNH.dtype)
-    out_QKGJH = jnp.einsum("QKGJP,QKPH->QKGJH", weight_QKGJS[..., :prompt_length], prompt.v_QKPH)
-    out_QKGJH += jnp.einsum(
-        "QKGJC,QKGCH->QKGJH", weight_QKGJS[..., prompt_length:], completion.v_QKGCH
+    weight_QKGWS = jax.nn.softmax(score_QKGWS, axis=-1).astype(q_BNH.dtype)
+    out_QKGWH = jnp.einsum("QKGWP,QKPH->QKGWH", weight_QKGWS[..., :prompt_length], prompt.v_QKPH)
+    out_QKGWH += jnp.einsum(
+        "QKGWC,QKGCH->QKGWH", weight_QKGWS[..., prompt_length:], completion.v_QKGCH
     )
-    return out_QKGJH.transpose(0, 2, 1, 3, 4).reshape(num_rows, num_heads, head_dim)
+    return out_QKGWH.transpose(0, 2, 1, 3, 4).reshape(num_rows, num_heads, head_dim)

@@ -1,7 +1,7 @@
-"""Keys and values of one layer while decoding: the prompts' and the samples' own.
+"""Keys and values of one layer while decoding: those of the prompts and those of the samples.
 
-Heads stand before time, and keys have their channels before time: so `decode_attention` reads both
-as they lie in memory. On a CPU keys in the order of the values take twice as long.
+Heads come before time, and the channels of keys too, so that `decode_attention` reads both in the
+order of memory. On a CPU, keys in the order of the values take twice as long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from functools import partial
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int32
 
@@ -20,18 +19,18 @@ from cipo_jax.model.presets import Architecture
 
 @flax.struct.dataclass
 class PromptCache:
-    """Of Q prompts, written once by the prefill and shared by all samples of a prompt."""
+    """Keys and values of Q prompts: written by the prefill, shared by the samples of a prompt."""
 
-    k_QKHP: Float[Array, "Q K H P"]
-    v_QKPH: Float[Array, "Q K P H"]
+    k_QKHP: Float[jax.Array, "Q K H P"]
+    v_QKPH: Float[jax.Array, "Q K P H"]
 
 
 @flax.struct.dataclass
 class CompletionCache:
-    """Of the Q * G completions so far. All are at the same step, so a step is one slice."""
+    """Keys and values of Q * G completions so far. All are at the same step: one slice per step."""
 
-    k_QKGHC: Float[Array, "Q K G H C"]
-    v_QKGCH: Float[Array, "Q K G C H"]
+    k_QKGHC: Float[jax.Array, "Q K G H C"]
+    v_QKGCH: Float[jax.Array, "Q K G C H"]
 
 
 def empty(
@@ -55,14 +54,14 @@ def grown(cache: CompletionCache, length: int) -> CompletionCache:
 
 def written(
     cache: CompletionCache,
-    k_BKH: Float[Array, "B K H"],
-    v_BKH: Float[Array, "B K H"],
-    step: Int32[Array, ""],
+    k_BKH: Float[jax.Array, "B K H"],
+    v_BKH: Float[jax.Array, "B K H"],
+    step: Int32[jax.Array, ""],
 ) -> CompletionCache:
     """The cache with the keys and values of one more token per sample, at index `step`."""
     num_prompts, _, num_samples, _, _ = cache.v_QKGCH.shape
 
-    def by_prompt(new_BKH: Array) -> Array:
+    def by_prompt(new_BKH: jax.Array) -> jax.Array:
         return new_BKH.reshape(num_prompts, num_samples, *new_BKH.shape[1:]).swapaxes(1, 2)
 
     at_step = partial(jax.lax.dynamic_update_index_in_dim, index=step)

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import flax.struct
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Float
 
 
 @flax.struct.dataclass
 class Adapted:
     """A frozen weight with a low-rank term: weight + scale * a @ b.
 
-    It stands in a record of parameters in the place of the weight, and is sliced over layers as
-    that would be. With weight [in, out], a is [in, R] and b [R, out]; `in` and `out` may each be
-    several axes.
+    It takes the place of the weight in a record of parameters, and is sliced over layers as that
+    would be. With weight [in, out], a is [in, R] and b [R, out]; `in` and `out` may each be several
+    axes.
     """
 
-    weight: Array
-    a: Array
-    b: Array
+    weight: jax.Array
+    a: jax.Array
+    b: jax.Array
     scale: float = flax.struct.field(pytree_node=False)
 
 
-def product(x_BTX: Array, weight: Array | Adapted, *, in_axes: int = 1) -> Array:
+Weight: TypeAlias = jax.Array | Adapted
+"""A matrix of the decoder as a product takes it."""
+
+
+def product(
+    x_BTX: Float[jax.Array, "B T X"], weight: Weight, *, in_axes: int = 1
+) -> Float[jax.Array, "B T ..."]:
     """Tokens [B, T, X] times a weight in their dtype: [B, T, *out].
 
-    A low-rank term is applied as (x @ a) @ b. So neither the merged weight nor its gradient ever
+    A low-rank term is applied as (x @ a) @ b, so neither the merged weight nor its gradient ever
     exists: the backward pass only has products with R columns.
 
     Args:
@@ -41,7 +50,7 @@ def product(x_BTX: Array, weight: Array | Adapted, *, in_axes: int = 1) -> Array
     return y.reshape(num_rows, row_length, *weight.shape[in_axes:])
 
 
-def merged(adapted: Adapted) -> Array:
-    """The one weight that acts as the adapted one does, in float32."""
+def merged(adapted: Adapted) -> jax.Array:
+    """The plain weight that gives the same products, in float32."""
     low_rank = jnp.tensordot(adapted.a, adapted.b, axes=1, preferred_element_type=jnp.float32)
     return adapted.weight.astype(jnp.float32) + adapted.scale * low_rank

@@ -8,10 +8,13 @@ planning.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 FamilyName = Literal["llama", "qwen2", "qwen3", "qwen3_moe", "gemma3_text"]
 """As `model_type` in the config.json of public checkpoints. Seed-Coder and SmolLM2 are llama."""
+
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +50,24 @@ class SlidingLayers:
 
 @dataclass(frozen=True, kw_only=True)
 class Experts:
-    """In the place of one MLP, several from which a router chooses for each token."""
+    """Several MLPs in place of one; a router chooses some for each token."""
 
     num_experts: int
     num_per_token: int
     is_normalised: bool
     """The weights of the chosen experts are divided by their sum."""
+
+
+DIMENSIONS = {
+    "V": "vocab_size",
+    "L": "num_layers",
+    "D": "model_dim",
+    "N": "num_heads",
+    "K": "num_kv_heads",
+    "H": "head_dim",
+    "F": "mlp_dim",
+}
+"""Dimension letter -> the constant of `Architecture` that states its length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +85,9 @@ class Architecture:
     num_kv_heads: int
     head_dim: int
     mlp_dim: int
-    """Of each expert where there are several."""
-    activation: Literal["silu", "gelu_tanh"]
-    """Of the MLP's gate."""
+    """The width of each expert where there are several."""
+    activation: Activation
+    """The function of the MLP's gate."""
     experts: Experts | None
     rope_theta: float
     rope_scaling: Llama3RopeScaling | LinearRopeScaling | None
@@ -81,7 +96,7 @@ class Architecture:
     """Scores are divided by its root. Apart from some Gemma models it is head_dim."""
     norm_eps: float
     norm_offset: float
-    """What the stored scale of a norm lacks: Gemma stores scale - 1."""
+    """Added to the stored scale of a norm: Gemma stores scale - 1."""
     has_post_norms: bool
     """Attention and MLP are normed once more before they are added to the stream."""
     is_embed_scaled: bool
@@ -91,6 +106,12 @@ class Architecture:
     has_qkv_bias: bool
     has_qk_norm: bool
     max_position: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The length of every dimension letter of the parameters."""
+        lengths = {letter: getattr(self, name) for letter, name in DIMENSIONS.items()}
+        return lengths | {"E": self.experts.num_experts if self.experts else 0}
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -157,105 +178,73 @@ def every_nth_sees_all(num_layers: int, nth: int) -> tuple[bool, ...]:
     return tuple(bool((layer + 1) % nth) for layer in range(num_layers))
 
 
-# --- tiny models ---------------------------------------------------------------------------------
-
-# Distinct dimensions and num_heads * head_dim != model_dim, so that no transposed or swapped axis
-# can hide in a test.
-_TINY = {
-    "vocab_size": 320,
-    "model_dim": 32,
-    "num_layers": 3,
-    "num_heads": 4,
-    "num_kv_heads": 2,
-    "head_dim": 16,
-    "mlp_dim": 48,
-    "max_position": 2048,
-}
-_TINY_QWEN = _TINY | {
-    "rope_theta": 1_000_000.0,
-    "rope_scaling": None,
-    "norm_eps": 1e-6,
-    "is_tied": True,
-}
-
-# --- public models -------------------------------------------------------------------------------
-# As in the config.json of each; tests/model/test_transformer.py holds the sizes that follow from
-# them against those of the public checkpoints.
-
-_LLAMA3_SCALING = Llama3RopeScaling(
-    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-)
-_LLAMA3 = {
-    "vocab_size": 128_256,
-    "rope_theta": 500_000.0,
-    "norm_eps": 1e-5,
-    "max_position": 131_072,
-}
-_LLAMA32 = _LLAMA3 | {
-    "rope_scaling": Llama3RopeScaling(
-        factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192
-    ),
-    "is_tied": True,
-}
-_SMOLLM2 = {
-    "vocab_size": 49_152,
-    "head_dim": 64,
-    "rope_scaling": None,
-    "norm_eps": 1e-5,
-    "is_tied": True,
-    "max_position": 8192,
-}
-_QWEN25 = {
-    "rope_theta": 1_000_000.0,
-    "rope_scaling": None,
-    "norm_eps": 1e-6,
-    "max_position": 32_768,
-}
-_QWEN3 = {
-    "vocab_size": 151_936,
-    "head_dim": 128,
-    "num_kv_heads": 8,
-    "rope_theta": 1_000_000.0,
-    "rope_scaling": None,
-    "norm_eps": 1e-6,
-    "max_position": 40_960,
-}
-_GEMMA3 = {
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "rope_theta": 1_000_000.0,
-    "norm_eps": 1e-6,
-    "is_tied": True,
-}
+# --- tables --------------------------------------------------------------------------------------
 
 
-def _sliding(num_layers: int, window: int) -> SlidingLayers:
+def _model(family: FamilyName, **constants: Any) -> Architecture:
+    """`of_family`, with dimensions by their letters."""
+    return of_family(family, **{DIMENSIONS.get(name, name): x for name, x in constants.items()})
+
+
+_llama3_scaling = partial(Llama3RopeScaling, low_freq_factor=1.0, high_freq_factor=4.0)
+
+
+def _gemma3_layers(num_layers: int, window: int) -> SlidingLayers:
     return SlidingLayers(
         is_sliding=every_nth_sees_all(num_layers, 6), window=window, rope_theta=10_000.0
     )
 
 
+# Distinct dimensions and N * H != D, so that no transposed or swapped axis can hide in a test.
+_tiny = partial(_model, L=3, D=32, N=4, K=2, H=16, V=320, max_position=2048)
+_tiny_qwen = partial(_tiny, rope_theta=1_000_000.0, rope_scaling=None, norm_eps=1e-6)
+
+# Public models, as in the config.json of each; tests/model/test_transformer.py holds the sizes that
+# follow from them against those of the public checkpoints.
+_smollm2 = partial(
+    _model, "llama", H=64, V=49_152, rope_scaling=None, norm_eps=1e-5, is_tied=True,
+    max_position=8192,
+)  # fmt: skip
+_llama3 = partial(
+    _model, "llama", K=8, V=128_256, rope_theta=500_000.0, norm_eps=1e-5, max_position=131_072
+)
+_llama32 = partial(
+    _llama3, rope_scaling=_llama3_scaling(factor=32.0, original_max_position=8192), is_tied=True
+)
+_qwen25 = partial(
+    _model, "qwen2", rope_theta=1_000_000.0, rope_scaling=None, norm_eps=1e-6, max_position=32_768
+)
+_qwen3_or_moe = partial(
+    _model, H=128, V=151_936, rope_theta=1_000_000.0, rope_scaling=None, norm_eps=1e-6,
+    max_position=40_960,
+)  # fmt: skip
+_qwen3 = partial(_qwen3_or_moe, "qwen3", K=8)
+_gemma3 = partial(
+    _model, "gemma3_text", H=256, query_pre_attn_scalar=256, rope_theta=1_000_000.0, norm_eps=1e-6,
+    is_tied=True,
+)  # fmt: skip
+_gemma3_text_only = partial(_gemma3, K=1, V=262_144, rope_scaling=None, max_position=32_768)
+
 PRESETS: dict[str, Architecture] = {
-    "tiny-llama": of_family(
+    "tiny-llama": _tiny(
         "llama",
-        **_TINY,
+        F=48,
         rope_theta=10_000.0,
-        rope_scaling=Llama3RopeScaling(
-            factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=64
-        ),
+        rope_scaling=_llama3_scaling(factor=8.0, original_max_position=64),
         norm_eps=1e-5,
         is_tied=False,
     ),
-    "tiny-qwen2": of_family("qwen2", **_TINY_QWEN),
-    "tiny-qwen3": of_family("qwen3", **_TINY_QWEN),
-    "tiny-qwen3-moe": of_family(
+    "tiny-qwen2": _tiny_qwen("qwen2", F=48, is_tied=True),
+    "tiny-qwen3": _tiny_qwen("qwen3", F=48, is_tied=True),
+    "tiny-qwen3-moe": _tiny_qwen(
         "qwen3_moe",
-        **_TINY_QWEN | {"is_tied": False, "mlp_dim": 24},
+        F=24,
         experts=Experts(num_experts=6, num_per_token=2, is_normalised=True),
+        is_tied=False,
     ),
-    "tiny-gemma3": of_family(
+    "tiny-gemma3": _tiny(
         "gemma3_text",
-        **_TINY,
+        F=48,
         query_pre_attn_scalar=24,
         rope_theta=1_000_000.0,
         rope_scaling=LinearRopeScaling(factor=8.0),
@@ -263,233 +252,56 @@ PRESETS: dict[str, Architecture] = {
         norm_eps=1e-6,
         is_tied=True,
     ),
-    "HuggingFaceTB/SmolLM2-135M-Instruct": of_family(
-        "llama",
-        **_SMOLLM2,
-        model_dim=576,
-        num_layers=30,
-        num_heads=9,
-        num_kv_heads=3,
-        mlp_dim=1536,
-        rope_theta=100_000.0,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _smollm2(
+        L=30, D=576, N=9, K=3, F=1536, rope_theta=100_000.0
     ),
-    "HuggingFaceTB/SmolLM2-360M-Instruct": of_family(
-        "llama",
-        **_SMOLLM2,
-        model_dim=960,
-        num_layers=32,
-        num_heads=15,
-        num_kv_heads=5,
-        mlp_dim=2560,
-        rope_theta=100_000.0,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": _smollm2(
+        L=32, D=960, N=15, K=5, F=2560, rope_theta=100_000.0
     ),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": of_family(
-        "llama",
-        **_SMOLLM2,
-        model_dim=2048,
-        num_layers=24,
-        num_heads=32,
-        num_kv_heads=32,
-        mlp_dim=8192,
-        rope_theta=130_000.0,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": _smollm2(
+        L=24, D=2048, N=32, K=32, F=8192, rope_theta=130_000.0
     ),
-    "meta-llama/Llama-3.2-1B-Instruct": of_family(
-        "llama",
-        **_LLAMA32,
-        model_dim=2048,
-        num_layers=16,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=64,
-        mlp_dim=8192,
+    "meta-llama/Llama-3.2-1B-Instruct": _llama32(L=16, D=2048, N=32, H=64, F=8192),
+    "meta-llama/Llama-3.2-3B-Instruct": _llama32(L=28, D=3072, N=24, H=128, F=8192),
+    "meta-llama/Llama-3.1-8B-Instruct": _llama3(
+        L=32, D=4096, N=32, H=128, F=14_336, is_tied=False,
+        rope_scaling=_llama3_scaling(factor=8.0, original_max_position=8192),
     ),
-    "meta-llama/Llama-3.2-3B-Instruct": of_family(
-        "llama",
-        **_LLAMA32,
-        model_dim=3072,
-        num_layers=28,
-        num_heads=24,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=8192,
+    "ByteDance-Seed/Seed-Coder-8B-Instruct": _model(
+        "llama", L=32, D=4096, N=32, K=8, H=128, F=14_336, V=155_136, is_tied=False,
+        rope_theta=500_000.0, rope_scaling=None, norm_eps=1e-6, max_position=32_768,
     ),
-    "meta-llama/Llama-3.1-8B-Instruct": of_family(
-        "llama",
-        **_LLAMA3,
-        rope_scaling=_LLAMA3_SCALING,
-        is_tied=False,
-        model_dim=4096,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=14_336,
+    "Qwen/Qwen2.5-0.5B-Instruct": _qwen25(
+        L=24, D=896, N=14, K=2, H=64, F=4864, V=151_936, is_tied=True
     ),
-    "ByteDance-Seed/Seed-Coder-8B-Instruct": of_family(
-        "llama",
-        vocab_size=155_136,
-        model_dim=4096,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=14_336,
-        rope_theta=500_000.0,
-        rope_scaling=None,
-        norm_eps=1e-6,
-        is_tied=False,
-        max_position=32_768,
+    "Qwen/Qwen2.5-1.5B-Instruct": _qwen25(
+        L=28, D=1536, N=12, K=2, H=128, F=8960, V=151_936, is_tied=True
     ),
-    "Qwen/Qwen2.5-0.5B-Instruct": of_family(
-        "qwen2",
-        **_QWEN25,
-        vocab_size=151_936,
-        model_dim=896,
-        num_layers=24,
-        num_heads=14,
-        num_kv_heads=2,
-        head_dim=64,
-        mlp_dim=4864,
-        is_tied=True,
+    "Qwen/Qwen2.5-3B-Instruct": _qwen25(
+        L=36, D=2048, N=16, K=2, H=128, F=11_008, V=151_936, is_tied=True
     ),
-    "Qwen/Qwen2.5-1.5B-Instruct": of_family(
-        "qwen2",
-        **_QWEN25,
-        vocab_size=151_936,
-        model_dim=1536,
-        num_layers=28,
-        num_heads=12,
-        num_kv_heads=2,
-        head_dim=128,
-        mlp_dim=8960,
-        is_tied=True,
+    "Qwen/Qwen2.5-7B-Instruct": _qwen25(
+        L=28, D=3584, N=28, K=4, H=128, F=18_944, V=152_064, is_tied=False
     ),
-    "Qwen/Qwen2.5-3B-Instruct": of_family(
-        "qwen2",
-        **_QWEN25,
-        vocab_size=151_936,
-        model_dim=2048,
-        num_layers=36,
-        num_heads=16,
-        num_kv_heads=2,
-        head_dim=128,
-        mlp_dim=11_008,
-        is_tied=True,
-    ),
-    "Qwen/Qwen2.5-7B-Instruct": of_family(
-        "qwen2",
-        **_QWEN25,
-        vocab_size=152_064,
-        model_dim=3584,
-        num_layers=28,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        mlp_dim=18_944,
-        is_tied=False,
-    ),
-    "Qwen/Qwen3-0.6B": of_family(
-        "qwen3",
-        **_QWEN3,
-        model_dim=1024,
-        num_layers=28,
-        num_heads=16,
-        mlp_dim=3072,
-        is_tied=True,
-    ),
-    "Qwen/Qwen3-1.7B": of_family(
-        "qwen3",
-        **_QWEN3,
-        model_dim=2048,
-        num_layers=28,
-        num_heads=16,
-        mlp_dim=6144,
-        is_tied=True,
-    ),
-    "Qwen/Qwen3-4B": of_family(
-        "qwen3",
-        **_QWEN3,
-        model_dim=2560,
-        num_layers=36,
-        num_heads=32,
-        mlp_dim=9728,
-        is_tied=True,
-    ),
-    "Qwen/Qwen3-8B": of_family(
-        "qwen3",
-        **_QWEN3,
-        model_dim=4096,
-        num_layers=36,
-        num_heads=32,
-        mlp_dim=12_288,
-        is_tied=False,
-    ),
-    "Qwen/Qwen3-14B": of_family(
-        "qwen3",
-        **_QWEN3,
-        model_dim=5120,
-        num_layers=40,
-        num_heads=40,
-        mlp_dim=17_408,
-        is_tied=False,
-    ),
-    "Qwen/Qwen3-32B": of_family(
-        "qwen3",
-        **_QWEN3,
-        model_dim=5120,
-        num_layers=64,
-        num_heads=64,
-        mlp_dim=25_600,
-        is_tied=False,
-    ),
-    "Qwen/Qwen3-30B-A3B": of_family(
-        "qwen3_moe",
-        **_QWEN3 | {"num_kv_heads": 4},
-        model_dim=2048,
-        num_layers=48,
-        num_heads=32,
-        mlp_dim=768,
+    "Qwen/Qwen3-0.6B": _qwen3(L=28, D=1024, N=16, F=3072, is_tied=True),
+    "Qwen/Qwen3-1.7B": _qwen3(L=28, D=2048, N=16, F=6144, is_tied=True),
+    "Qwen/Qwen3-4B": _qwen3(L=36, D=2560, N=32, F=9728, is_tied=True),
+    "Qwen/Qwen3-8B": _qwen3(L=36, D=4096, N=32, F=12_288, is_tied=False),
+    "Qwen/Qwen3-14B": _qwen3(L=40, D=5120, N=40, F=17_408, is_tied=False),
+    "Qwen/Qwen3-32B": _qwen3(L=64, D=5120, N=64, F=25_600, is_tied=False),
+    "Qwen/Qwen3-30B-A3B": _qwen3_or_moe(
+        "qwen3_moe", L=48, D=2048, N=32, K=4, F=768, is_tied=False,
         experts=Experts(num_experts=128, num_per_token=8, is_normalised=True),
-        is_tied=False,
     ),
-    "google/gemma-3-270m-it": of_family(
-        "gemma3_text",
-        **_GEMMA3,
-        vocab_size=262_144,
-        model_dim=640,
-        num_layers=18,
-        num_heads=4,
-        num_kv_heads=1,
-        mlp_dim=2048,
-        rope_scaling=None,
-        sliding=_sliding(18, 512),
-        max_position=32_768,
+    "google/gemma-3-270m-it": _gemma3_text_only(
+        L=18, D=640, N=4, F=2048, sliding=_gemma3_layers(18, window=512)
     ),
-    "google/gemma-3-1b-it": of_family(
-        "gemma3_text",
-        **_GEMMA3,
-        vocab_size=262_144,
-        model_dim=1152,
-        num_layers=26,
-        num_heads=4,
-        num_kv_heads=1,
-        mlp_dim=6912,
-        rope_scaling=None,
-        sliding=_sliding(26, 512),
-        max_position=32_768,
+    "google/gemma-3-1b-it": _gemma3_text_only(
+        L=26, D=1152, N=4, F=6912, sliding=_gemma3_layers(26, window=512)
     ),
     # The decoder of the model that also reads images.
-    "google/gemma-3-4b-it": of_family(
-        "gemma3_text",
-        **_GEMMA3,
-        vocab_size=262_208,
-        model_dim=2560,
-        num_layers=34,
-        num_heads=8,
-        num_kv_heads=4,
-        mlp_dim=10_240,
-        rope_scaling=LinearRopeScaling(factor=8.0),
-        sliding=_sliding(34, 1024),
-        max_position=131_072,
+    "google/gemma-3-4b-it": _gemma3(
+        L=34, D=2560, N=8, K=4, F=10_240, V=262_208, sliding=_gemma3_layers(34, window=1024),
+        rope_scaling=LinearRopeScaling(factor=8.0), max_position=131_072,
     ),
-}
+}  # fmt: skip

@@ -7,12 +7,12 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jaxtyping import Bool, Int32
 
 from cipo_jax.model.presets import Architecture, LinearRopeScaling, Llama3RopeScaling
+from cipo_jax.records import Array
 
-Rotary: TypeAlias = tuple[Array, Array]
+Rotary: TypeAlias = tuple[jax.Array, jax.Array]
 """Cosines and sines of `rotary_angles`."""
 
 
@@ -22,12 +22,12 @@ class RotaryTables(NamedTuple):
     full: Rotary
     sliding: Rotary | None
 
-    def of_layer(self, is_sliding: Bool[Array, ""] | None) -> Rotary:
+    def of_layer(self, is_sliding: Bool[jax.Array, ""] | None) -> Rotary:
         """Those of one layer of a scan; None where no layer has a window."""
         if self.sliding is None or is_sliding is None:
             return self.full
-        full, sliding = self.full, self.sliding
-        return jax.tree.map(partial(jnp.where, is_sliding), sliding, full)
+        rotary: Rotary = jax.tree.map(partial(jnp.where, is_sliding), self.sliding, self.full)
+        return rotary
 
 
 def rotary_tables(position: Int32[Array, "..."], arch: Architecture) -> RotaryTables:
@@ -70,7 +70,7 @@ def rotary_angles(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BTNH: Array, rotary: Rotary) -> Array:
+def rotate(x_BTNH: jax.Array, rotary: Rotary) -> jax.Array:
     """Turns channel i with channel i + H/2 by the angles of `rotary`, each [B, T, H/2].
 
     Half-split pairs are the convention of the public checkpoints; GGUF files pair neighbours.

@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     BlockSizes,
     CausalMask,
@@ -33,6 +32,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Float, Int32
 
 from cipo_jax.model.blockwise import ATTENDED
+from cipo_jax.records import Array
 
 LANES = 128
 """The kernel's blocks are multiples of this, and the matrix unit is this wide."""
@@ -44,17 +44,17 @@ _FORBIDDEN = 2.0**14
 
 
 def splash_attention(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BTKH: Float[Array, "B T K H"],
-    v_BTKH: Float[Array, "B T K H"],
+    q_BTNH: Float[jax.Array, "B T N H"],
+    k_BTKH: Float[jax.Array, "B T K H"],
+    v_BTKH: Float[jax.Array, "B T K H"],
     segment_BT: Int32[Array, "B T"],
     prefix_BT: Int32[Array, "B T"],
     *,
     interpret: bool = False,
-) -> Float[Array, "B T N H"]:
-    """What `attention.packed_attention` computes without a window, on one device.
+) -> Float[jax.Array, "B T N H"]:
+    """`attention.packed_attention` without a window, on one device.
 
-    Relies on a prompt standing before its completions in the row, as `records.Batch` has it.
+    Relies on a prompt coming before its completions in the row, as `records.Batch` has it.
 
     Args:
       interpret: run the kernel as plain operations, on any machine; far too slow but for tests.
@@ -63,12 +63,12 @@ def splash_attention(
     padded = -(-row_length // LANES) * LANES
     hides_q_BTX, hides_k_BTX = _sibling_channels(segment_BT, prefix_BT, head_dim)
 
-    def widened(x_BTNH: Array, more_BTX: Array) -> Array:
+    def widened(x_BTNH: jax.Array, more_BTX: jax.Array) -> jax.Array:
         shape = (*x_BTNH.shape[:3], more_BTX.shape[-1])
         more = jnp.broadcast_to(more_BTX[:, :, None], shape).astype(x_BTNH.dtype)
         return jnp.concatenate([x_BTNH, more], axis=-1)
 
-    def heads_first(x_BTNH: Array) -> Array:
+    def heads_first(x_BTNH: jax.Array) -> jax.Array:
         x_BTNH = jnp.pad(x_BTNH, [(0, 0), (0, padded - row_length), (0, 0), (0, 0)])
         return x_BTNH.swapaxes(1, 2)
 
@@ -80,7 +80,9 @@ def splash_attention(
     return out_BNTH.swapaxes(1, 2)[:, :row_length]
 
 
-def _sibling_channels(segment_BT: Array, prefix_BT: Array, head_dim: int) -> tuple[Array, Array]:
+def _sibling_channels(
+    segment_BT: Array, prefix_BT: Array, head_dim: int
+) -> tuple[jax.Array, jax.Array]:
     """q+ and k+, filled up with zeros to whole lanes together with the head's own channels."""
     num_bits = int(segment_BT.shape[1]).bit_length()  # a row has at most T segments
     bit_BTX = (segment_BT[..., None] >> jnp.arange(num_bits)) & 1
@@ -95,10 +97,10 @@ def _sibling_channels(segment_BT: Array, prefix_BT: Array, head_dim: int) -> tup
     )
 
 
-def _kernel(row_length: int, num_heads: int, interpret: bool) -> Callable[..., Array]:
+def _kernel(row_length: int, num_heads: int, interpret: bool) -> Callable[..., jax.Array]:
     block = next(size for size in _BLOCKS if row_length % size == 0)
     mask = MultiHeadMask([CausalMask((row_length, row_length))] * num_heads)
-    return make_splash_mha(
+    kernel: Callable[..., jax.Array] = make_splash_mha(
         mask,
         block_sizes=BlockSizes(
             block_q=block,
@@ -116,3 +118,4 @@ def _kernel(row_length: int, num_heads: int, interpret: bool) -> Callable[..., A
         residual_checkpoint_name=ATTENDED,
         interpret=interpret,
     )
+    return kernel

@@ -96,7 +96,7 @@ def programs(
     """
     state = abstract_state(cfg, arch, mesh)
     frozen = policy.abstract_frozen(cfg, arch, mesh)
-    weights = policy.weights(state.params, frozen, cfg)
+    weights = policy.params(state.params, frozen, cfg)
     sampler = partial(_sampler_call, weights, cfg=cfg, arch=arch, mesh=mesh)
 
     def wanted(phase: Phase) -> bool:
@@ -110,10 +110,8 @@ def programs(
         yield from _updates(state, frozen, weights, cfg=cfg, arch=arch, mesh=mesh)
     if wanted("evaluate"):
         problems = cfg.evaluation.problems
-        shapes = heldout.Shapes.of(cfg, problems)
-        yield from sampler("evaluate", "greedy ", shapes.greedy, problems)
-        yield from sampler("evaluate", "sampled ", shapes.sampled, problems)
-        yield from sampler("evaluate", "corrected ", shapes.corrected, problems)
+        for stream, shape in heldout.shapes_of(cfg, problems).items():
+            yield from sampler("evaluate", f"{stream} ", shape, problems)
 
 
 def _updates(

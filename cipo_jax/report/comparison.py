@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
 import rich.console
 from rich.table import Table
 
+from cipo_jax.evaluate.figures import HeldOut, common_accuracies
 from cipo_jax.evaluate.measures import Estimate, paired_difference
-
-Evaluation = Mapping[str, Any]
-"""One record of evaluations.json."""
+from cipo_jax.report.tables import shown
 
 
-def comparison(before: Evaluation, after: Evaluation) -> Table:
+def comparison(before: HeldOut, after: HeldOut) -> Table:
     """Accuracy, pass@k and correction rates of two evaluations on the same problems, with 95 %
     bootstrap intervals over problems."""
     table = Table(
@@ -29,15 +24,14 @@ def comparison(before: Evaluation, after: Evaluation) -> Table:
     return table
 
 
-def figures(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
-    """(label, before, after) of each figure, as text."""
-    return [
-        (label, _shown(_at(before, path)), _shown(_at(after, path)))
-        for label, path in _paths(after)
-    ]
+def figures(before: HeldOut, after: HeldOut) -> list[tuple[str, str, str]]:
+    """(label, before, after) of each figure that either has, as text; a dash where one lacks it."""
+    old, new = _labelled(before), _labelled(after)
+    pairs = [(label, old.get(label), new.get(label)) for label in old | new]
+    return [(label, shown(x), shown(y)) for label, x, y in pairs if x or y]
 
 
-def print_comparison(before: Evaluation, after: Evaluation, *, seed: int) -> None:
+def print_comparison(before: HeldOut, after: HeldOut, *, seed: int) -> None:
     """Print the table, and the paired difference in accuracy with what it says."""
     console = rich.console.Console(highlight=False)
     if not console.is_terminal:
@@ -45,12 +39,13 @@ def print_comparison(before: Evaluation, after: Evaluation, *, seed: int) -> Non
         console.width = 120
     console.print()
     console.print(comparison(before, after))
-    if max(before["unknown_share"], after["unknown_share"]) > 0:
+    unknown = [_unknown_share(before), _unknown_share(after)]
+    if max(unknown) > 0:
         console.print(
-            f"verdicts unknown and left out: {before['unknown_share']:.1%} before, "
-            f"{after['unknown_share']:.1%} after"
+            f"verdicts unknown and left out: {unknown[0]:.1%} before, {unknown[1]:.1%} after"
         )
-    difference = paired_difference(_accuracy(before), _accuracy(after), seed=seed)
+    first_Q, second_Q = common_accuracies(before["per_problem"], after["per_problem"], "sampled")
+    difference = paired_difference(first_Q, second_Q, seed=seed)
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
         console.print("\naccuracy, after - before: no problem has known verdicts on both sides")
@@ -62,45 +57,32 @@ def print_comparison(before: Evaluation, after: Evaluation, *, seed: int) -> Non
     else:
         verdict = "it contains 0: no difference is shown"
     console.print(
-        f"\naccuracy, after - before on the same {after['problems']} problems: "
+        f"\naccuracy, after - before on the same {len(second_Q)} problems: "
         f"{difference['mean']:+.3f}, 95 % interval [{low:+.3f}, {high:+.3f}]; {verdict}"
     )
 
 
-def _paths(evaluation: Evaluation) -> list[tuple[str, Sequence[str]]]:
-    samples, largest = evaluation["samples"], max(evaluation["pass_at_k"], key=int)
-    # Programs have no majority, and neither have evaluations of older versions.
-    majority = [(f"maj@{k}", ("maj_at_k", k)) for k in [*evaluation.get("maj_at_k", {})][-1:]]
-    return [
-        ("accuracy, greedy", ("greedy",)),
-        (f"accuracy, sampled (mean of {samples})", ("sampled",)),
-        (f"pass@{largest}", ("pass_at_k", largest)),
-        *majority,
-        ("corrections: accuracy of the attempts", ("correction", "accuracy_before")),
-        ("corrections: accuracy after correcting", ("correction", "accuracy_after")),
-        ("corrections: wrong made right (fix rate)", ("correction", "fix_rate")),
-        ("corrections: right kept right (retention)", ("correction", "retention")),
-        ("corrections: wrong answer repeated", ("correction", "copy_rate")),
-    ]
+def _labelled(evaluation: HeldOut) -> dict[str, Estimate | None]:
+    """The figures of the table, by label. Programs have no majority, and no answer to repeat."""
+    streams, correction = evaluation["streams"], evaluation["correction"]
+    k = max(evaluation["pass_at_k"], key=int)
+    return {
+        "accuracy, greedy": streams["greedy"]["accuracy"],
+        f"accuracy, sampled (mean of {streams['sampled']['samples']})": (
+            streams["sampled"]["accuracy"]
+        ),
+        f"pass@{k}": evaluation["pass_at_k"][k],
+        f"maj@{k}": evaluation["maj_at_k"].get(k),
+        "corrections: accuracy of the attempts": correction["accuracy_before"],
+        "corrections: accuracy after correcting": correction["accuracy_after"],
+        "corrections: wrong made right (fix rate)": correction["fix_rate"],
+        "corrections: right kept right (retention)": correction["retention"],
+        "corrections: wrong answer repeated": correction.get("copy_rate"),
+    }
 
 
-def _at(evaluation: Evaluation, path: Sequence[str]) -> Estimate:
-    found: Any = evaluation
-    for name in path:
-        found = found[name]
-    return found
-
-
-def _shown(estimate: Estimate) -> str:
-    if estimate["mean"] is None:
-        return "–"
-    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
-
-
-def _accuracy(evaluation: Evaluation) -> np.ndarray:
-    return np.array(
-        [
-            p["num_right"] / p["num_valid"] if p["num_valid"] else np.nan
-            for p in evaluation["per_problem"]
-        ]
-    )
+def _unknown_share(evaluation: HeldOut) -> float:
+    """Share of all verdicts."""
+    streams = evaluation["streams"].values()
+    total = evaluation["problems"] * sum(s["samples"] for s in streams)
+    return sum(s["unknown"] for s in streams) / total

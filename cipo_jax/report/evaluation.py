@@ -7,19 +7,19 @@ evaluation that isn't finished.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet
 
+from cipo_jax.evaluate.correction import ChainsAgainstSamples
+from cipo_jax.evaluate.figures import BenchmarkSummary, ProblemCounts, common_accuracies
 from cipo_jax.evaluate.measures import Estimate, paired_difference
 from cipo_jax.report import evaluation_plots
+from cipo_jax.report.tables import shown, table
 from cipo_jax.tasks.benchmarks import ELEVEN, PLUS
-
-Summary = Mapping[str, Any]
-"""One benchmark's summary.json."""
 
 
 def write(folder: Path, *, compare_to: Path | None = None) -> Path:
@@ -45,7 +45,7 @@ def write(folder: Path, *, compare_to: Path | None = None) -> Path:
     return folder / "summary.md"
 
 
-def read(folder: Path) -> list[Summary]:
+def read(folder: Path) -> list[BenchmarkSummary]:
     """The summaries of the finished benchmarks, in their usual order."""
     order = [b.name for b in (*ELEVEN, *PLUS)]
     paths = sorted(
@@ -63,38 +63,31 @@ def compare(before: Path, after: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for summary in read(after):
         name = summary["benchmark"]
-        path = before / name / "problems.parquet"
-        if not path.is_file():
+        if not (before / name / "problems.parquet").is_file():
             continue
-        old, new = (_problems(f / name / "problems.parquet") for f in (before, after))
-        common = [p for p in new if p in old]
-        if not common:
-            continue
-        found[name] = {"problems": len(common)}
+        old, new = _problems(before / name), _problems(after / name)
+        entry: dict[str, Any] = {}
         for stream in summary["streams"]:
-            if f"{stream}_known" in old[common[0]]:
-                first_Q, second_Q = (
-                    np.array([_accuracy(t[p], stream) for p in common]) for t in (old, new)
-                )
-                found[name][stream] = paired_difference(first_Q, second_Q, seed=0)
+            if f"{stream}_known" in old[0]:
+                first_Q, second_Q = common_accuracies(old, new, stream)
+                difference = paired_difference(first_Q, second_Q, seed=0)
+                entry |= {"problems": len(first_Q), stream: difference}
+        if entry.get("problems"):
+            found[name] = entry
     return found
 
 
-def _problems(path: Path) -> dict[str, dict[str, Any]]:
-    return {r["problem_id"]: r for r in pyarrow.parquet.read_table(path).to_pylist()}
-
-
-def _accuracy(record: Mapping[str, Any], stream: str) -> float:
-    known = record[f"{stream}_known"]
-    return record[f"{stream}_right"] / known if known else float("nan")
+def _problems(folder: Path) -> list[ProblemCounts]:
+    table = pyarrow.parquet.read_table(folder / "problems.parquet")
+    return list(table.to_pylist())
 
 
 # --- the page -----------------------------------------------------------------------------------
 
 
 def _page(
-    summaries: Sequence[Summary],
-    settings: Summary,
+    summaries: Sequence[BenchmarkSummary],
+    settings: Mapping[str, Any],
     pictures: Sequence[str],
     compared: Mapping[str, Any],
     compare_to: Path | None,
@@ -110,14 +103,14 @@ def _page(
     solved = [s for s in summaries if not s["critique"]]
     if solved:
         yield "## Accuracy\n"
-        yield from _table(
+        yield table(
             ["benchmark", "problems", "greedy", "avg@n", "n", "pass@n", "maj@n", "cut off"],
             [_accuracy_row(s) for s in solved],
         )
     corrected = [s for s in solved if s["correction"]]
     if corrected:
         yield "\n## Corrections of the model's own attempts\n"
-        yield from _table(
+        yield table(
             ["benchmark", "before", "after", "change", "wrong → right", "right → wrong",
              "fix rate", "retention", "copies", "pass@n after"],
             [_correction_row(s) for s in corrected],
@@ -128,9 +121,9 @@ def _page(
             "corrections of wrong attempts that give the same answer."
         )
         yield "\n## Correcting against sampling more, at equal tokens\n"
-        yield from _table(
+        yield table(
             ["benchmark", "tokens", "chains", "samples", "sequential", "parallel", "difference"],
-            [row for s in corrected for row in _equal_rows(s)],
+            [_equal_row(s["title"], entry) for s in corrected for entry in s["equal_tokens"]],
         )
         yield (
             "\nSequential: an attempt or its correction is right in one of the chains. Parallel: "
@@ -139,7 +132,7 @@ def _page(
     criticised = [s for s in summaries if s["critique"]]
     if criticised:
         yield "\n## Critiques of given responses\n"
-        yield from _table(
+        yield table(
             ["benchmark", "part", "critique F1", "unreadable", "accuracy before",
              "after correction", "fix rate", "retention"],
             [row for s in criticised for row in _critique_rows(s)],
@@ -147,10 +140,10 @@ def _page(
     if compared:
         yield f"\n## Against {compare_to}\n"
         yield "Accuracy here minus accuracy there on the same problems, paired.\n"
-        yield from _table(
+        yield table(
             ["benchmark", "problems", "stream", "difference"],
             [
-                [name, str(entry["problems"]), stream, _shown(value, "+.3f")]
+                [name, entry["problems"], stream, shown(value, "+.3f")]
                 for name, entry in compared.items()
                 for stream, value in entry.items()
                 if stream != "problems"
@@ -159,100 +152,73 @@ def _page(
     for picture in pictures:
         yield f"\n![]({picture})"
     yield "\n## Left out\n"
-    yield from _left_out(summaries)
+    yield from list(_left_out(summaries)) or ["No row, and no verdict is unknown."]
 
 
-def _accuracy_row(s: Summary) -> list[str]:
-    streams = s["streams"]
-    sampled = streams.get("sampled")
+def _accuracy_row(s: BenchmarkSummary) -> list[object]:
+    greedy, sampled = (s["streams"].get(name) for name in ("greedy", "sampled"))
     return [
         s["title"],
-        str(s["problems"]),
-        _shown(streams["greedy"]["accuracy"]) if "greedy" in streams else "–",
-        _shown(sampled["accuracy"]) if sampled else "–",
-        str(sampled["samples"]) if sampled else "–",
-        _last(s["pass_at_k"]),
-        _last(s["maj_at_k"]),
-        f"{(sampled or next(iter(streams.values())))['truncated']:.1%}",
+        s["problems"],
+        shown(greedy and greedy["accuracy"]),
+        shown(sampled and sampled["accuracy"]),
+        sampled["samples"] if sampled else "–",
+        _at_largest(s["pass_at_k"]),
+        _at_largest(s["maj_at_k"]),
+        f"{(sampled or next(iter(s['streams'].values())))['truncated']:.1%}",
     ]
 
 
-def _correction_row(s: Summary) -> list[str]:
+def _correction_row(s: BenchmarkSummary) -> list[object]:
     c = s["correction"]
-    names = ("accuracy_before", "accuracy_after", "change", "fixed", "broken", "fix_rate",
-             "retention")  # fmt: skip
     return [
         s["title"],
-        *(_shown(c[name], "+.3f" if name == "change" else ".3f") for name in names),
-        _shown(c["copy_rate"]) if "copy_rate" in c else "–",
-        _last(s["pass_at_k_corrected"]),
+        shown(c["accuracy_before"]),
+        shown(c["accuracy_after"]),
+        shown(c["change"], "+.3f"),
+        *(shown(c[name]) for name in ("fixed", "broken", "fix_rate", "retention")),
+        shown(c.get("copy_rate")),
+        _at_largest(s["pass_at_k_corrected"]),
     ]
 
 
-def _equal_rows(s: Summary) -> Iterator[list[str]]:
-    for entry in s["equal_tokens"]:
-        yield [
-            s["title"],
-            f"{entry['tokens']:.0f}",
-            str(entry["chains"]),
-            f"{entry['samples']:.2f}",
-            _shown(entry["sequential"]),
-            _shown(entry["parallel"]),
-            _shown(entry["difference"], "+.3f"),
-        ]
+def _equal_row(title: str, entry: ChainsAgainstSamples) -> list[object]:
+    return [
+        title,
+        f"{entry['tokens']:.0f}",
+        entry["chains"],
+        f"{entry['samples']:.2f}",
+        shown(entry["sequential"]),
+        shown(entry["parallel"]),
+        shown(entry["difference"], "+.3f"),
+    ]
 
 
-def _critique_rows(s: Summary) -> Iterator[list[str]]:
+def _critique_rows(s: BenchmarkSummary) -> Iterator[list[object]]:
+    after = ("accuracy_before", "accuracy_after", "fix_rate", "retention")
     for part, figures in s["critique"].items():
-        after = s["critique_correction"].get(part, {})
+        corrected = s["critique_correction"].get(part, {})
         yield [
             s["title"],
             part,
-            _shown(figures["f1"]),
-            _shown(figures["unreadable"]),
-            *(
-                _shown(after[name]) if after else "–"
-                for name in ("accuracy_before", "accuracy_after", "fix_rate", "retention")
-            ),
+            shown(figures["f1"]),
+            shown(figures["unreadable"]),
+            *(shown(corrected.get(name)) for name in after),
         ]
 
 
-def _left_out(summaries: Sequence[Summary]) -> Iterator[str]:
-    is_complete = True
+def _at_largest(by_k: Mapping[str, Estimate]) -> str:
+    """The figure at the largest k, and k, which the head of the table doesn't say."""
+    k = max(by_k, key=int, default="")
+    return f"{shown(by_k[k])} (k={k})" if k else "–"
+
+
+def _left_out(summaries: Sequence[BenchmarkSummary]) -> Iterator[str]:
     for s in summaries:
         for reason, count in s["left_out"].items():
-            is_complete = False
             yield f"- {s['title']}: {count} rows with {reason}"
-        reasons: dict[str, int] = {}
-        for entry in s["unknown"]:
-            reasons[entry["reason"]] = reasons.get(entry["reason"], 0) + 1
-        for reason, count in reasons.items():
-            is_complete = False
+        for reason, count in Counter(entry["reason"] for entry in s["unknown"]).items():
             yield (
                 f"- {s['title']}: {count} verdicts unknown ({reason}); they take no part in any "
                 "figure, and stand one by one in summary.json"
             )
-    if is_complete:
-        yield "No row, and no verdict is unknown."
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(row) + " |"
-
-
-def _last(by_k: Mapping[str, Estimate]) -> str:
-    """The figure at the largest k, with k where it isn't obvious from the columns."""
-    if not by_k:
-        return "–"
-    k = max(by_k, key=int)
-    return f"{_shown(by_k[k])} (k={k})"
-
-
-def _shown(estimate: Estimate, form: str = ".3f") -> str:
-    if estimate["mean"] is None:
-        return "–"
-    mean, low, high = (format(estimate[name], form) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"

@@ -6,35 +6,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import FixedLocator, NullLocator
 
-from cipo_jax.evaluate.measures import Estimate
-from cipo_jax.report.panel import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    STYLE,
-    draw_intervals,
-    finish_shares,
-)
-
-Summary = Mapping[str, Any]
+from cipo_jax.evaluate.figures import BenchmarkSummary
+from cipo_jax.report import panel
+from cipo_jax.report.panel import BLUE, GREEN, GREY, INK, ORANGE, STYLE, draw_intervals, points
 
 COLUMNS = 3
 
 
-def draw_all(summaries: Sequence[Summary], folder: Path, *, name: str) -> list[str]:
+def draw_all(summaries: Sequence[BenchmarkSummary], folder: Path, *, name: str) -> list[str]:
     """Draw the pictures that there are figures for into `folder`; returns their file names."""
     drawn = []
     for file, figure in (
@@ -48,7 +35,7 @@ def draw_all(summaries: Sequence[Summary], folder: Path, *, name: str) -> list[s
     return drawn
 
 
-def pass_at_k(summaries: Sequence[Summary], name: str) -> Figure | None:
+def pass_at_k(summaries: Sequence[BenchmarkSummary], name: str) -> Figure | None:
     """One panel a benchmark: pass@k of attempts and of their corrections, and the majority vote."""
     return _grid(
         [s for s in summaries if s["pass_at_k"]],
@@ -59,7 +46,7 @@ def pass_at_k(summaries: Sequence[Summary], name: str) -> Figure | None:
     )
 
 
-def correction(summaries: Sequence[Summary], name: str) -> Figure | None:
+def correction(summaries: Sequence[BenchmarkSummary], name: str) -> Figure | None:
     """One panel a benchmark: how right and wrong attempts flow into right and wrong corrections."""
     return _grid(
         [s for s in summaries if _flow(s)],
@@ -71,7 +58,7 @@ def correction(summaries: Sequence[Summary], name: str) -> Figure | None:
     )
 
 
-def equal_tokens(summaries: Sequence[Summary], name: str) -> Figure | None:
+def equal_tokens(summaries: Sequence[BenchmarkSummary], name: str) -> Figure | None:
     """One panel a benchmark: problems solved by chains of attempt and correction, and by plain
     samples, over the tokens that either takes."""
     return _grid(
@@ -85,8 +72,8 @@ def equal_tokens(summaries: Sequence[Summary], name: str) -> Figure | None:
 
 
 def _grid(
-    summaries: Sequence[Summary],
-    draw: Callable[[Axes, Summary], None],
+    summaries: Sequence[BenchmarkSummary],
+    draw: Callable[[Axes, BenchmarkSummary], None],
     *,
     title: str,
     note: str,
@@ -96,20 +83,15 @@ def _grid(
         return None
     columns = min(COLUMNS, len(summaries))
     rows = math.ceil(len(summaries) / columns)
-    width, tall = 1.2 + 3.6 * max(columns, 2), 0.95 + height * rows
     with matplotlib.rc_context(STYLE):
-        layout = ConstrainedLayoutEngine(
-            w_pad=0.1, h_pad=0.1, wspace=0.06, hspace=0.06, rect=(0, 0, 1, 1 - 0.8 / tall)
-        )
-        figure = Figure(figsize=(width, tall), dpi=150, layout=layout)
-        figure.suptitle(
-            title, x=0.15 / width, y=1 - 0.12 / tall, ha="left", va="top", fontsize=13,
-            weight="bold",
+        figure = panel.page(
+            1.2 + 3.6 * max(columns, 2), 0.95 + height * rows, title, note,
+            left=0.15, title_at=0.12, note_at=0.47, head=0.8,
+            w_pad=0.1, h_pad=0.1, wspace=0.06, hspace=0.06,
         )  # fmt: skip
-        figure.text(0.15 / width, 1 - 0.47 / tall, note, ha="left", va="top", color=GREY)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for ax, summary in zip(axes, summaries, strict=False):
-            ax.set_title(f"{summary['title']}")
+            ax.set_title(summary["title"])
             draw(ax, summary)
         for ax in axes[len(summaries) :]:
             ax.set_visible(False)
@@ -119,41 +101,35 @@ def _grid(
 # --- panels -------------------------------------------------------------------------------------
 
 
-def _draw_pass_at_k(ax: Axes, summary: Summary) -> None:
-    ends: list[tuple[float, str, str]] = []
-    ks: list[int] = []
-    majority = _points(summary["maj_at_k"])
-    if len(majority[0]):
-        ax.plot(majority[0], majority[1], color=GREY, lw=1.2, ls=(0, (4, 2)))
-        ends.append((float(majority[1][-1]), "maj@k", GREY))
-    for offset, key, label, colour in (
-        (0.985, "pass_at_k", "attempts", BLUE),
-        (1.015, "pass_at_k_corrected", "corrected", ORANGE),
-    ):
-        k, mean, low, high = _points(summary[key])
-        if len(k):
-            draw_intervals(ax, k * offset, mean, low, high, colour)
-            ends.append((float(mean[-1]), label, colour))
-            ks = [int(x) for x in k]
-    finish_shares(ax, ends, gap=0.1)
-    _k_axis(ax, ks)
+def _draw_pass_at_k(ax: Axes, summary: BenchmarkSummary) -> None:
+    ends: list[panel.End] = []
+    k, majority, _, _ = points(summary["maj_at_k"])
+    if len(k):
+        ax.plot(k, majority, color=GREY, lw=1.2, ls=(0, (4, 2)))
+        ends.append((float(majority[-1]), "maj@k", GREY))
+    ends += panel.draw_pass_at_k(
+        ax,
+        [
+            (summary["pass_at_k"], "attempts", BLUE),
+            (summary["pass_at_k_corrected"], "corrected", ORANGE),
+        ],
+    )
+    panel.finish_shares(ax, ends, gap=0.1)
     ax.set_xlabel("k")
 
 
-def _draw_equal_tokens(ax: Axes, summary: Summary) -> None:
-    k, mean, low, high = _points(summary["pass_at_k"])
+def _draw_equal_tokens(ax: Axes, summary: BenchmarkSummary) -> None:
+    k, mean, low, high = points(summary["pass_at_k"])
     tokens = k * summary["streams"]["sampled"]["tokens"]
     draw_intervals(ax, tokens, mean, low, high, BLUE)
     ends = [(float(mean[-1]), "samples", BLUE)]
     entries = summary["equal_tokens"]
-    _, mean, low, high = _points({e["chains"]: e["sequential"] for e in entries})
+    _, mean, low, high = points({e["chains"]: e["sequential"] for e in entries})
     draw_intervals(ax, np.array([e["tokens"] for e in entries]), mean, low, high, ORANGE)
     ends.append((float(mean[-1]), "attempt +\ncorrection", ORANGE))
-    finish_shares(ax, ends, gap=0.16)
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(tokens.tolist()))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticklabels([f"{t / 1000:.3g}k" if t >= 1000 else f"{t:.0f}" for t in tokens])
+    panel.finish_shares(ax, ends, gap=0.16)
+    labels = [f"{t / 1000:.3g}k" if t >= 1000 else f"{t:.0f}" for t in tokens]
+    panel.log_axis(ax, tokens.tolist(), labels)
     ax.set_xlabel("sampled tokens per problem")
 
 
@@ -161,7 +137,7 @@ BAR = 0.07
 """Width of the bars at both sides, of the panel's."""
 
 
-def _draw_flow(ax: Axes, summary: Summary) -> None:
+def _draw_flow(ax: Axes, summary: BenchmarkSummary) -> None:
     """Two stacks, right above wrong, and between them a band for each of the four fates."""
     flow = _flow(summary)
     kept, fixed, broken, stayed = (flow[name] for name in ("kept", "fixed", "broken", "stayed"))
@@ -197,7 +173,7 @@ def _draw_flow(ax: Axes, summary: Summary) -> None:
 
 
 def _fates(ax: Axes, flow: Mapping[str, float], before: float) -> None:
-    """Below the bands, in words: of the wrong so many were mended, of the right so many broken."""
+    """Below the bands, in words: the shares of wrong ones that were fixed, of right ones broken."""
     lines = []
     if before < 1:
         lines.append((f"{flow['fixed'] / (1 - before):.0%} of the wrong mended", GREEN))
@@ -224,13 +200,13 @@ def _band(left: float, right: float, height: float, colour: str, alpha: float) -
     return PathPatch(Outline(corners, moves), facecolor=colour, alpha=alpha, lw=0)
 
 
-def _flow(summary: Summary) -> dict[str, float]:
+def _flow(summary: BenchmarkSummary) -> dict[str, float]:
     """Shares of all pairs by fate; empty where nothing was corrected."""
     figures = summary["correction"] or summary["critique_correction"].get("all", {})
     if not figures or figures["accuracy_before"]["mean"] is None:
         return {}
     before, fixed, broken = (
-        figures[name]["mean"] for name in ("accuracy_before", "fixed", "broken")
+        figures[name]["mean"] or 0.0 for name in ("accuracy_before", "fixed", "broken")
     )
     return {
         "kept": max(0.0, before - broken),
@@ -238,19 +214,3 @@ def _flow(summary: Summary) -> dict[str, float]:
         "broken": broken,
         "stayed": max(0.0, 1 - before - fixed),
     }
-
-
-def _points(by_k: Mapping[Any, Estimate]) -> tuple[np.ndarray, ...]:
-    """k, means and interval ends of the estimates that are defined."""
-    rows = [
-        (float(k), e["mean"], e["low"], e["high"]) for k, e in by_k.items() if e["mean"] is not None
-    ]
-    k, mean, low, high = np.array(rows, dtype=float).reshape(-1, 4).T
-    return k, mean, np.minimum(low, mean), np.maximum(high, mean)
-
-
-def _k_axis(ax: Axes, ks: Sequence[int]) -> None:
-    ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_locator(FixedLocator(list(ks)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xticklabels([str(k) for k in ks])

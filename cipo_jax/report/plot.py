@@ -7,20 +7,17 @@ drawn again at any time, and for a run that isn't finished.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from cipo_jax.config import Config, FileTask, GeneratedTask, RandomModel
+from cipo_jax.evaluate.figures import HeldOut, StreamName
 from cipo_jax.model.files.load import resolve
 from cipo_jax.report.panel import (
     BLUE,
@@ -28,23 +25,14 @@ from cipo_jax.report.panel import (
     GREY,
     ORANGE,
     STYLE,
+    End,
     draw_intervals,
+    draw_pass_at_k,
     finish_shares,
+    page,
+    points,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """One figure over the steps; NaN where it is undefined."""
-
-    label: str
-    colour: str
-    step: np.ndarray
-    value: np.ndarray
-
-    @property
-    def is_empty(self) -> bool:
-        return not np.isfinite(self.value).any()
+from cipo_jax.report.run_files import Metrics, read_evaluations, read_metrics
 
 
 def plot(folder: Path, cfg: Config) -> Path:
@@ -52,63 +40,44 @@ def plot(folder: Path, cfg: Config) -> Path:
 
     Returns: the picture's path. It is complete or not there.
     """
-    metrics = _read_lines(folder / "metrics.jsonl")
-    evaluations = _read_evaluations(folder / "evaluations.json")
+    figure = draw(read_metrics(folder), read_evaluations(folder), cfg)
     path, unfinished = folder / "plot.png", folder / "plot.tmp"
-    draw(metrics, evaluations, cfg).savefig(unfinished, format="png", facecolor="white")
+    figure.savefig(unfinished, format="png", facecolor="white")
     unfinished.replace(path)
     return path
 
 
-def draw(metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]], cfg: Config) -> Figure:
+def draw(metrics: Metrics, evaluations: Sequence[HeldOut], cfg: Config) -> Figure:
     """Four panels: rewards of both streams, held-out accuracy, correction rates, and pass@k before
-    and after. What was never measured leaves its place empty and says so.
+    and after. A figure that was never measured leaves its place empty and says so.
 
     Args:
-      metrics: lines of metrics.jsonl, in their order; null where undefined.
-      evaluations: entries of evaluations.json, in the order of their steps.
+      evaluations: in the order of their steps.
     """
     with matplotlib.rc_context(STYLE):
-        layout = ConstrainedLayoutEngine(
-            w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05, rect=(0, 0, 1, 0.925)
-        )
-        figure = Figure(figsize=(11, 7.7), dpi=150, layout=layout)
-        _title(figure, cfg, metrics, evaluations)
+        figure = page(
+            11, 7.7, f"{_model_name(cfg)} on {_task_name(cfg)}", _note(metrics, evaluations, cfg),
+            left=0.154, title_at=0.1155, note_at=0.4235, head=0.5775,
+            w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05, fontsize=14,
+        )  # fmt: skip
         axes = figure.subplots(2, 2)
         _draw_rewards(axes[0, 0], metrics)
         _draw_accuracy(axes[0, 1], evaluations)
         _draw_corrections(axes[1, 0], metrics)
-        _draw_pass_at_k(axes[1, 1], evaluations)
+        _draw_before_and_after(axes[1, 1], evaluations)
         return figure
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _read_evaluations(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return sorted(json.loads(path.read_text()), key=lambda e: e["step"])
-
-
-def _title(
-    figure: Figure, cfg: Config, metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]
-) -> None:
+def _note(metrics: Metrics, evaluations: Sequence[HeldOut], cfg: Config) -> str:
     steps = metrics[-1]["step"] if metrics else 0
     held_out = f", {evaluations[0]['problems']} held-out problems" if evaluations else ""
     method = "CIPO" if cfg.has_correction else "RLVR without corrections"
-    title = f"{_model_name(cfg)} on {_task_name(cfg)}"
-    figure.suptitle(title, x=0.014, y=0.985, ha="left", va="top", fontsize=14, weight="bold")
     is_smoothed = _half_window(len(metrics)) > 0
     lines = "Dots: single steps, lines: their moving average. " if is_smoothed else ""
-    note = (
+    return (
         f"{method}, {steps} steps, seed {cfg.seed}{held_out}. {lines}"
         "Bars: 95% bootstrap intervals over problems."
     )
-    figure.text(0.014, 0.945, note, ha="left", va="top", color=GREY)
 
 
 def _model_name(cfg: Config) -> str:
@@ -132,119 +101,86 @@ def _task_name(cfg: Config) -> str:
 # --- panels -------------------------------------------------------------------------------------
 
 
-def _draw_rewards(ax: Axes, metrics: list[dict[str, Any]]) -> None:
+def _draw_rewards(ax: Axes, metrics: Metrics) -> None:
     ax.set_title("Mean reward of the training samples")
-    curves = [
-        _curve(metrics, "reward/base", "first attempts", BLUE),
-        _curve(metrics, "reward/correction", "corrections", ORANGE),
+    ends = [
+        *_draw_curve(ax, metrics, "reward/base", "first attempts", BLUE),
+        *_draw_curve(ax, metrics, "reward/correction", "corrections", ORANGE),
     ]
-    _draw_curves(ax, curves)
+    finish_shares(ax, ends)
     _steps_axis(ax)
 
 
-def _draw_corrections(ax: Axes, metrics: list[dict[str, Any]]) -> None:
+def _draw_corrections(ax: Axes, metrics: Metrics) -> None:
     ax.set_title("What corrections do to their attempts, in training")
-    ratio = _curve(metrics, "anchors/ratio_target", "replay ratio", GREY)
-    curves = [
-        _curve(metrics, "correction/retention", "right kept right", GREEN),
-        _curve(metrics, "correction/fix_rate", "wrong made right", ORANGE),
+    step, ratio = _values(metrics, "anchors/ratio_target")
+    if np.isfinite(ratio).any():
+        ax.plot(step, ratio, color=GREY, lw=1.1, ls=(0, (4, 2)))
+    ends = [
+        *_draw_curve(ax, metrics, "correction/retention", "right kept right", GREEN),
+        *_draw_curve(ax, metrics, "correction/fix_rate", "wrong made right", ORANGE),
+        *((float(x), "replay ratio", GREY) for x in ratio[-1:] if np.isfinite(x)),
     ]
-    if not ratio.is_empty:
-        ax.plot(ratio.step, ratio.value, color=GREY, lw=1.1, ls=(0, (4, 2)))
-    _draw_curves(ax, curves, extra=[ratio])
+    finish_shares(ax, ends)
     _steps_axis(ax)
 
 
-def _draw_accuracy(ax: Axes, evaluations: list[dict[str, Any]]) -> None:
+def _draw_accuracy(ax: Axes, evaluations: Sequence[HeldOut]) -> None:
     ax.set_title("Accuracy on held-out problems")
+    names: tuple[tuple[StreamName, str, float], ...] = (
+        ("greedy", BLUE, -0.004),
+        ("sampled", ORANGE, 0.004),
+    )
     ends = []
-    for name, label, colour in (
-        ("greedy", "greedy", BLUE),
-        ("sampled", "sampled", ORANGE),
-    ):
-        step, mean, low, high = _estimates(evaluations, [e.get(name) for e in evaluations])
+    for name, colour, shift in names:
+        step, mean, low, high = points(
+            {e["step"]: e["streams"][name]["accuracy"] for e in evaluations}
+        )
         if not len(step):
             continue
         # Set a little apart, so that neither interval hides the other.
-        shift = (-0.004 if name == "greedy" else 0.004) * evaluations[-1]["step"]
-        draw_intervals(ax, step + shift, mean, low, high, colour)
+        apart = shift * evaluations[-1]["step"]
+        draw_intervals(ax, step + apart, mean, low, high, colour)
         change = f"{mean[-1]:.0%}" if len(step) == 1 else f"{mean[0]:.0%} → {mean[-1]:.0%}"
-        ends.append((float(mean[-1]), f"{label}\n{change}", colour))
+        ends.append((float(mean[-1]), f"{name}\n{change}", colour))
     finish_shares(ax, ends, gap=0.15)
     _steps_axis(ax)
 
 
-def _draw_pass_at_k(ax: Axes, evaluations: list[dict[str, Any]]) -> None:
+def _draw_before_and_after(ax: Axes, evaluations: Sequence[HeldOut]) -> None:
     ax.set_title("pass@k on held-out problems")
-    shown = [e for e in evaluations if e.get("pass_at_k")]
-    ends = []
-    if shown:
-        first, last = shown[0], shown[-1]
-        pairs = [(first, "before", GREY)] if first is last else [
-            (first, "before", GREY),
-            (last, f"after {last['step']} steps", BLUE),
-        ]  # fmt: skip
-        for offset, (evaluation, label, colour) in zip((0.985, 1.015), pairs, strict=False):
-            ks = sorted(int(k) for k in evaluation["pass_at_k"])
-            estimates = [evaluation["pass_at_k"][str(k)] for k in ks]
-            x, mean, low, high = _estimates([{"step": k} for k in ks], estimates)
-            if not len(x):
-                continue
-            draw_intervals(ax, x * offset, mean, low, high, colour)
-            ends.append((float(mean[-1]), label, colour))
-        ax.set_xscale("log", base=2)
-        ks = sorted({int(k) for e in (first, last) for k in e["pass_at_k"]})
-        ax.xaxis.set_major_locator(FixedLocator(ks))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xticklabels([str(k) for k in ks])
-    finish_shares(ax, ends)
+    curves = [(e["pass_at_k"], "before", GREY) for e in evaluations[:1]]
+    curves += [(e["pass_at_k"], f"after {e['step']} steps", BLUE) for e in evaluations[1:][-1:]]
+    finish_shares(ax, draw_pass_at_k(ax, curves))
     ax.set_xlabel("k, samples that may be tried")
 
 
 # --- parts of a panel ---------------------------------------------------------------------------
 
 
-def _curve(metrics: list[dict[str, Any]], name: str, label: str, colour: str) -> Curve:
+def _values(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The steps and a figure at each of them; NaN where it is undefined."""
     values = [m.get(name) for m in metrics]
-    return Curve(
-        label=label,
-        colour=colour,
-        step=np.array([m["step"] for m in metrics], dtype=float),
-        value=np.array([np.nan if v is None else v for v in values], dtype=float),
+    return (
+        np.array([m["step"] for m in metrics], float),
+        np.array([np.nan if v is None else v for v in values], float),
     )
 
 
-def _estimates(
-    evaluations: Sequence[dict[str, Any]], estimates: Sequence[dict[str, Any] | None]
-) -> tuple[np.ndarray, ...]:
-    """Steps, means and interval ends of those estimates that are defined."""
-    rows = [
-        (e["step"], x["mean"], x["low"], x["high"])
-        for e, x in zip(evaluations, estimates, strict=True)
-        if x is not None and x["mean"] is not None
-    ]
-    # A bootstrap mean may lie a rounding error outside its interval.
-    table = np.array(rows, dtype=float).reshape(-1, 4)
-    step, mean, low, high = table.T
-    return step, mean, np.minimum(low, mean), np.maximum(high, mean)
+def _draw_curve(ax: Axes, metrics: Metrics, name: str, label: str, colour: str) -> list[End]:
+    """Each step as a faint dot, and the moving average that the eye would draw.
 
-
-def _draw_curves(ax: Axes, curves: Sequence[Curve], extra: Sequence[Curve] = ()) -> None:
-    """Each step as a faint dot, and the moving average that the eye would draw."""
-    ends = []
-    for curve in [*curves, *extra]:
-        if curve.is_empty:
-            continue
-        smooth = _smooth(curve.value)
-        smooth[~np.isfinite(curve.value)] = np.nan
-        if curve in curves:
-            ax.plot(curve.step, curve.value, ".", color=curve.colour, alpha=0.28, ms=4.5, mew=0)
-            marker = "o" if np.isfinite(smooth).sum() == 1 else None
-            ax.plot(curve.step, smooth, color=curve.colour, lw=2, marker=marker, ms=5)
-        last = smooth[np.isfinite(smooth)][-1] if curve in curves else curve.value[-1]
-        if np.isfinite(last):
-            ends.append((float(last), curve.label, curve.colour))
-    finish_shares(ax, ends)
+    Returns: its end; none where the figure was never defined.
+    """
+    step, value = _values(metrics, name)
+    is_defined = np.isfinite(value)
+    if not is_defined.any():
+        return []
+    smooth = np.where(is_defined, _smooth(value), np.nan)
+    ax.plot(step, value, ".", color=colour, alpha=0.28, ms=4.5, mew=0)
+    marker = "o" if is_defined.sum() == 1 else None
+    ax.plot(step, smooth, color=colour, lw=2, marker=marker, ms=5)
+    return [(float(smooth[is_defined][-1]), label, colour)]
 
 
 def _smooth(value: np.ndarray) -> np.ndarray:

@@ -1,38 +1,36 @@
-"""What another verifier would have said: the stored rollouts of a run, judged again.
+"""A report on the stored rollouts of a run: what the verifier as it is now says about them.
 
-After a change of the verifier (a new rule, a mended fault) this shows which rewards were given that
+After a change of the verifier (a new rule, a fixed bug) it shows which rewards were given that
 would not be given now. Nothing is written, and a finished training can't be undone by it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cipo_jax.verify.judge import Judge
 from cipo_jax.verify.verdict import Reference, Status, Verdict
 from cipo_jax.verify.wire import decode_reference
-
-if TYPE_CHECKING:
-    from cipo_jax.verify.judge import Judge
 
 COLUMNS = [
     "step", "stream", "problem_id", "group", "sample", "completion", "reference", "status",
     "reason", "anchor", "is_anchor_right",
 ]  # fmt: skip
 
-
 SHOWN_CHANGES = 10
 """Changed samples that the table names one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """A sample whose status is another now."""
+class ChangedVerdict:
+    """A sample that has another status now."""
 
     step: int
     stream: str
@@ -59,7 +57,7 @@ class Regraded:
     num_steps: int = 0
     statuses: dict[str, Counter[tuple[Status, Status]]] = field(default_factory=dict)
     """Samples by stream, status then and status now."""
-    changes: list[Change] = field(default_factory=list)
+    changes: list[ChangedVerdict] = field(default_factory=list)
     num_groups: int = 0
     num_groups_changed: int = 0
     """Groups with a changed sample: their advantages would have been others."""
@@ -80,17 +78,15 @@ class Regraded:
             lines.append(f"  ... and {len(self.changes) - SHOWN_CHANGES:,} more")
         lines += ["", f"{'stream':<12}{'then':<9}{'now':<9}{'samples':>9}"]
         for stream, counts in sorted(self.statuses.items()):
-            for (before, after), count in sorted(
-                counts.items(), key=lambda item: [s.value for s in item[0]]
-            ):
-                mark = "" if before is after else "  changed"
-                row = f"{stream:<12}{before.value:<9}{after.value:<9}{count:>9,}{mark}"
-                lines.append(row)
-            then, now = (_accuracy(counts, side) for side in (0, 1))
+            lines += sorted(
+                f"{stream:<12}{before.value:<9}{after.value:<9}{count:>9,}"
+                f"{'' if before is after else '  changed'}"
+                for (before, after), count in counts.items()
+            )
+            then, now = _share_right(counts, 0), _share_right(counts, 1)
             lines.append(f"{stream:<12}right of those judged: {then} then, {now} now")
-        lines.append("")
         share = f"{self.num_groups_changed:,} of {self.num_groups:,} groups"
-        lines.append(f"{share} would have had other advantages")
+        lines += ["", f"{share} would have had other advantages"]
         if "correction" in self.statuses:
             lines.append(
                 f"{_counted(self.num_anchors_changed, 'correction group')} started from an attempt "
@@ -149,19 +145,19 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
         ) from None
 
 
-def _compare(found: Regraded, rows: list[dict[str, Any]], verdicts: list[Verdict]) -> None:
-    groups: dict[tuple[str, int], bool] = {}
+def _compare(found: Regraded, rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> None:
+    """Add the samples of one step."""
+    changed_groups: set[tuple[str, int]] = set()
     right_now: dict[tuple[str, str], bool] = {}
     for row, verdict in zip(rows, verdicts, strict=True):
         before, after = Status(row["status"]), verdict.status
         found.statuses.setdefault(row["stream"], Counter())[before, after] += 1
-        group = (row["stream"], row["group"])
-        groups[group] = groups.get(group, False) or before is not after
         if row["stream"] == "base":
             right_now[row["problem_id"], row["completion"]] = after is Status.RIGHT
         if before is not after:
+            changed_groups.add((row["stream"], row["group"]))
             found.changes.append(
-                Change(
+                ChangedVerdict(
                     step=row["step"],
                     stream=row["stream"],
                     problem_id=row["problem_id"],
@@ -173,8 +169,8 @@ def _compare(found: Regraded, rows: list[dict[str, Any]], verdicts: list[Verdict
                     reason_after=verdict.reason,
                 )
             )
-    found.num_groups += len(groups)
-    found.num_groups_changed += sum(groups.values())
+    found.num_groups += len({(row["stream"], row["group"]) for row in rows})
+    found.num_groups_changed += len(changed_groups)
     anchors = {
         row["group"]: (row["problem_id"], row["anchor"], row["is_anchor_right"])
         for row in rows
@@ -190,9 +186,8 @@ def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _accuracy(counts: Counter[tuple[Status, Status]], side: int) -> str:
-    by_status = Counter[Status]()
-    for statuses, count in counts.items():
-        by_status[statuses[side]] += count
-    judged = by_status[Status.RIGHT] + by_status[Status.WRONG]
-    return f"{by_status[Status.RIGHT] / judged:.1%}" if judged else "–"
+def _share_right(counts: Counter[tuple[Status, Status]], side: int) -> str:
+    """Among the samples with a known verdict."""
+    right = sum(n for statuses, n in counts.items() if statuses[side] is Status.RIGHT)
+    known = sum(n for statuses, n in counts.items() if statuses[side] is not Status.UNKNOWN)
+    return f"{right / known:.1%}" if known else "–"

@@ -14,12 +14,12 @@ from cipo_jax.mesh.sharding import ACTIVATION_RULES, DECODING_RULES, constrain, 
 from cipo_jax.model import cache
 from cipo_jax.model.attention import decode_attention
 from cipo_jax.model.cache import CompletionCache, PromptCache
+from cipo_jax.model.decoding import Ends
 from cipo_jax.model.head import logits
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.rotary import rotary_tables
 from cipo_jax.model.transformer import (
     Block,
-    Params,
     block,
     embed_scaled,
     norm,
@@ -49,7 +49,7 @@ class _Decoding:
 
 @partial(jax.jit, static_argnames=("arch", "samples_per_prompt", "max_new_tokens", "eos_ids"))
 def complete(
-    ends: Params,
+    ends: Ends,
     layers: tuple[Block, ...],
     prompts: PromptBatch,
     prompt_caches: tuple[PromptCache, ...],
@@ -68,8 +68,8 @@ def complete(
     are gathered once, before the loop (`sharding.DECODING_RULES`).
 
     Args:
-      ends: embedding, final norm and head, in the dtypes that decoding reads them in.
-      layers: one block per layer, in the same dtypes.
+      ends: embedding, final norm and head, cast by `decoding.cast`.
+      layers: one block per layer, from `decoding.layer_of`.
       prompt_caches, hidden_QD: the results of `read_prompts` for `prompts`, in the compute dtype;
         one cache per layer.
     """

@@ -7,7 +7,7 @@ Token ids only: no text, no reward, no stream. A call runs a handful of compiled
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Float32, PRNGKeyArray
 
+from cipo_jax.model.decoding import cast, ends_of, layer_of, to_cast
 from cipo_jax.model.presets import Architecture
-from cipo_jax.model.transformer import Params, cast, layer_of, take_ends
+from cipo_jax.model.transformer import Params
 from cipo_jax.records import PromptBatch, Rollouts
 from cipo_jax.rollout.decode import complete
 from cipo_jax.rollout.prefill import read_prompts
@@ -94,19 +95,21 @@ def stages(
     # Or it would be in memory a second time for as long as tokens are drawn.
     del stacked
     layers = yield of_layers(name="layers", args=(params.blocks,), makes=_LAYERS)
-    to_cast, with_cast = take_ends(params, dtype)
-    if to_cast:
-        to_cast = yield Stage(
+    ends = ends_of(params)
+    uncast = to_cast(ends, dtype)
+    if uncast:
+        of_dtype = yield Stage(
             name="embedding and head",
             function=cast,
-            args=(to_cast,),
+            args=(uncast,),
             static={"dtype": dtype},
             makes=_ENDS,
         )
+        ends = replace(ends, **of_dtype)
     rollouts: Rollouts = yield Stage(
         name="decode",
         function=complete,
-        args=(with_cast(to_cast), layers, prompts, caches, hidden_QD, key, temperature),
+        args=(ends, layers, prompts, caches, hidden_QD, key, temperature),
         static={
             "arch": arch,
             "samples_per_prompt": samples_per_prompt,

@@ -4,15 +4,18 @@
 
 The train step comes after and is not known here. Nothing is kept between iterations but
 `HostState`, which is JSON and goes into the checkpoint.
+
+Every random draw of a step is a function of the seed, the step, the stream and the identity of what
+it is drawn for, so that a resumed run repeats the unbroken one.
 """
 
 from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -23,17 +26,10 @@ from cipo_jax.method import controller
 from cipo_jax.method.anchors import Anchor, Sampled
 from cipo_jax.method.buffer import AttemptBuffer, BufferedAttempt
 from cipo_jax.method.controller import ControllerState
-from cipo_jax.method.mix import max_rows, mix
 from cipo_jax.model.transformer import Params
-from cipo_jax.records import Batch, Stream
+from cipo_jax.records import Stream
 from cipo_jax.rollout.judged import Engine, Judged, Prompted, Shape, concatenated, roll_out
-from cipo_jax.run.credit import (
-    Credit,
-    ScoreReference,
-    credit_base,
-    credit_corrections,
-    num_mixed,
-)
+from cipo_jax.run.credit import Credit, ScoreReference, credit, num_mixed
 from cipo_jax.tasks.problem import Problem
 
 # Key ids of problems are below this, which leaves room for 511 samples of each in 31 bits.
@@ -72,46 +68,74 @@ class Library:
         return cls(problems=by_id, key_ids=key_ids)
 
 
+class Problems(Protocol):
+    """Batches of problems by number; `ProblemStream` is one."""
+
+    def __getitem__(self, index: int, /) -> Sequence[Problem]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class HostState:
     """What the method carries from one iteration to the next."""
 
+    cursor: int
+    """Batches of problems that were taken so far."""
     controller: ControllerState
     buffer: AttemptBuffer
 
     @classmethod
     def initial(cls, cfg: Config) -> HostState:
-        return cls(controller=controller.initial(cfg.correction.controller), buffer=AttemptBuffer())
+        return cls(
+            cursor=0,
+            controller=controller.initial(cfg.correction.controller),
+            buffer=AttemptBuffer(),
+        )
 
     def to_json(self) -> dict[str, Any]:
-        return {"controller": self.controller.to_json(), "buffer": self.buffer.to_json()}
+        return {
+            "cursor": self.cursor,
+            "controller": self.controller.to_json(),
+            "buffer": self.buffer.to_json(),
+        }
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> HostState:
         return cls(
+            cursor=record["cursor"],
             controller=ControllerState.from_json(record["controller"]),
             buffer=AttemptBuffer.from_json(record["buffer"]),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corrections:
-    """The correction stream of one iteration: the anchors, their text and answers, and
-    what became of them."""
+class Shown:
+    """An attempt as the policy is shown it."""
 
-    anchors: tuple[Anchor, ...]
-    attempts: tuple[str, ...]
-    is_retokenized: tuple[bool | None, ...]
-    """Whether each attempt is read again in other tokens than it was sampled in; None for those of
-    the buffer, which are kept as text."""
-    answers: tuple[str | None, ...]
-    """What the verifier read as the answer of each attempt; None where it found or kept none."""
+    anchor: Anchor
+    problem: Problem
+    text: str
+    answer: str | None
+    """What the verifier read as its answer; None where it found or kept none."""
+    is_retokenized: bool | None
+    """Whether it is read again in other tokens than it was sampled in; None for attempts that are
+    kept as text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrections:
+    """The correction stream of one iteration: the attempts, and what became of them."""
+
+    shown: tuple[Shown, ...]
     judged: Judged
+
+    @property
+    def anchors(self) -> tuple[Anchor, ...]:
+        return tuple(shown.anchor for shown in self.shown)
 
     @property
     def is_right_M(self) -> np.ndarray:
         """Whether the attempt that was corrected was right."""
-        return np.array([a.is_right for a in self.anchors], dtype=bool)
+        return np.array([anchor.is_right for anchor in self.anchors], dtype=bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +143,12 @@ class Iteration:
     """All that one iteration found, for the train step and for the log."""
 
     base: Judged
-    """Of all rounds of sampling, also the groups that are left out of the batch."""
+    """All rounds of sampling, with the groups that are left out of the batch."""
     num_rounds: int
     corrections: Corrections | None
     """None when there are no anchors: none asked for, or no attempt qualified."""
-    base_credit: Credit
-    correction_credit: Credit | None
-    """None without corrections."""
-    batch: Batch
+    credit: Credit
+    """The advantages of both streams, and the batch that trains on them."""
     ratio: float
     """Share of right anchors that was asked for."""
     state: HostState
@@ -134,7 +156,7 @@ class Iteration:
 
 
 def base_shape(cfg: Config) -> Shape:
-    """Of the sampler's calls for the base stream."""
+    """How the sampler is called for the base stream."""
     return Shape(
         num_prompts=min(cfg.sampling.prompts_per_call, cfg.train.prompts_per_step),
         num_samples=cfg.sampling.samples_per_prompt,
@@ -144,7 +166,7 @@ def base_shape(cfg: Config) -> Shape:
 
 
 def correction_shape(cfg: Config) -> Shape:
-    """Of the sampler's calls for the correction stream; of no prompts where there is no stream."""
+    """How the sampler is called for the correction stream; without prompts where there is none."""
     return Shape(
         num_prompts=min(cfg.sampling.prompts_per_call, cfg.num_anchors),
         num_samples=cfg.sampling.samples_per_prompt,
@@ -157,10 +179,34 @@ class NoValidSamplesError(RuntimeError):
     """Every verdict of a step is unknown: the verifier is broken, and there is nothing to learn."""
 
 
+class Draws:
+    """The random draws of one step.
+
+    Args:
+      step: counted from 1; the draws of a run are numbered from 0.
+    """
+
+    def __init__(self, seed: int, step: int) -> None:
+        self._words = (seed, step - 1)
+
+    def sampling_key(self, stream: Stream) -> jax.Array:
+        """For the completions of a stream."""
+        seed, step = self._words
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), stream)
+
+    def anchors(self) -> np.random.Generator:
+        """For the choice of anchors."""
+        return np.random.default_rng([*self._words, Stream.CORRECTION])
+
+    def buffered(self) -> np.random.Generator:
+        """For the choice of attempts that the buffer keeps."""
+        return np.random.default_rng([*self._words, len(Stream)])
+
+
 def iterate(
     engine: Engine,
     params: Params,
-    problems: Iterator[Sequence[Problem]],
+    problems: Problems,
     state: HostState,
     step: int,
     *,
@@ -170,66 +216,52 @@ def iterate(
 ) -> Iteration:
     """Sample and judge both streams with the current policy, and lay them into one batch.
 
-    Every random draw is a function of the seed, the step, the stream and the identity of what it is
-    drawn for, so that a resumed run repeats the unbroken one.
-
     Args:
       problems: the base prompts of each round of sampling; one is taken, or more with dynamic
-        sampling.
+        sampling, from `state.cursor` on.
+      step: counted from 1.
       library: all training problems.
       score_reference: needed where a KL penalty is taken from the reward.
     Raises: NoValidSamplesError if every verdict of the base stream is unknown.
     """
-    key = jax.random.fold_in(jax.random.key(cfg.seed), step)
-    base_key = jax.random.fold_in(key, Stream.BASE)
-    base, num_rounds = _sample_base(engine, params, problems, base_key, cfg, library)
+    draws = Draws(cfg.seed, step)
+    base, num_rounds = _sample_base(engine, params, problems, state.cursor, draws, cfg, library)
     if not base.is_valid_QG.any():
         reasons = sorted({v.reason for row in base.verdicts for v in row})
         raise NoValidSamplesError(
-            f"step {step + 1}: the verifier gave no verdict on any of {base.is_valid_QG.size} "
+            f"step {step}: the verifier gave no verdict on any of {base.is_valid_QG.size} "
             f"samples (reasons: {', '.join(reasons)}). Nothing was trained on. See what the "
             "verifier reported at start; verify.deadline_s or verify.workers may be too small for "
             "this task, or the references unreadable."
         )
-    base_credit = credit_base(base, cfg=cfg, score_reference=score_reference)
-    groups = base_credit.groups
-    ratio = state.controller.ratio
     # From all groups that were sampled, also those that are left out of the base loss.
-    chosen = _choose_anchors(base, state, step, cfg) if cfg.has_correction else []
-    corrections, correction_credit = None, None
+    chosen = _choose_anchors(base, state, draws, cfg) if cfg.has_correction else []
+    corrections = None
     if chosen:
-        correction_key = jax.random.fold_in(key, Stream.CORRECTION)
-        corrections = _correct(engine, params, base, chosen, correction_key, cfg, library)
-        correction_credit = credit_corrections(
-            corrections.judged, chosen, cfg=cfg, score_reference=score_reference
-        )
-        if cfg.correction_weight > 0:
-            groups = groups + correction_credit.groups
-    batch = mix(
-        groups,
-        objective=cfg.objective,
-        train=cfg.train,
-        max_new_tokens=cfg.sampling.max_new_tokens,
-        max_rows=max_rows(cfg),
-        keep_zero_signal=cfg.trains_on_zero_signal or not cfg.train.skip_zero_signal,
-    )
+        shown = [_shown(anchor, engine, base, cfg, library) for anchor in chosen]
+        corrections = _correct(engine, params, shown, draws, cfg)
     return Iteration(
         base=base,
         num_rounds=num_rounds,
         corrections=corrections,
-        base_credit=base_credit,
-        correction_credit=correction_credit,
-        batch=batch,
-        ratio=ratio,
-        state=_next_state(state, base, corrections, step, cfg),
+        credit=credit(
+            base,
+            None if corrections is None else corrections.judged,
+            chosen,
+            cfg=cfg,
+            score_reference=score_reference,
+        ),
+        ratio=state.controller.ratio,
+        state=_next_state(state, base, num_rounds, corrections, step, draws, cfg),
     )
 
 
 def _sample_base(
     engine: Engine,
     params: Params,
-    problems: Iterator[Sequence[Problem]],
-    key: jax.Array,
+    problems: Problems,
+    cursor: int,
+    draws: Draws,
     cfg: Config,
     library: Library,
 ) -> tuple[Judged, int]:
@@ -238,12 +270,13 @@ def _sample_base(
 
     A problem that comes again within the step is passed over: its samples would be the same.
     """
+    key = draws.sampling_key(Stream.BASE)
     rounds: list[Judged] = []
     num_rounds = 0
     seen: set[str] = set()
     while num_rounds < cfg.objective.sampling_rounds:
+        fresh = [p for p in problems[cursor + num_rounds] if p.id not in seen]
         num_rounds += 1
-        fresh = [p for p in next(problems) if p.id not in seen]
         seen |= {p.id for p in fresh}
         if fresh:
             prompted = [
@@ -261,68 +294,35 @@ def _sample_base(
     return concatenated(rounds), num_rounds
 
 
-def _choose_anchors(base: Judged, state: HostState, step: int, cfg: Config) -> list[Anchor]:
+def _choose_anchors(base: Judged, state: HostState, draws: Draws, cfg: Config) -> list[Anchor]:
     return anchors_.select(
         np.array([p.key_id for p in base.prompted]),
         base.is_right_QG,
         base.is_valid_QG,
-        base.rollouts.is_finished_QG,
+        np.asarray(base.rollouts.is_finished_QG),
         num_anchors=cfg.num_anchors,
         ratio=state.controller.ratio,
         correction=cfg.correction,
-        rng=np.random.default_rng([cfg.seed, step, Stream.CORRECTION]),
+        rng=draws.anchors(),
         buffer=state.buffer,
     )
 
 
-def _correct(
-    engine: Engine,
-    params: Params,
-    base: Judged,
-    chosen: list[Anchor],
-    key: jax.Array,
-    cfg: Config,
-    library: Library,
-) -> Corrections:
-    prompted, attempts, answers = [], [], []
-    is_retokenized: list[bool | None] = []
-    samples = cfg.sampling.samples_per_prompt
-    for anchor in chosen:
-        if isinstance(anchor.source, Sampled):
-            q, g = anchor.source.prompt, anchor.source.sample
-            problem, attempt = base.prompted[q].problem, base.text[q][g]
-            answers.append(base.verdicts[q][g].detail.get("answer"))
-            is_retokenized.append(engine.renderer.is_retokenized(base.completion_ids(q, g)))
-        else:
-            problem, attempt = library.problems[anchor.source.problem_id], anchor.source.text
-            answers.append(None)
-            is_retokenized.append(None)
-        if cfg.correction.context == "foreign":
-            attempt, answers[-1] = _foreign_attempt(base, problem, anchor, cfg)
-            is_retokenized[-1] = None
-        attempts.append(attempt)
-        verdict = anchor.is_right if cfg.correction.context == "labelled" else None
-        prompted.append(
-            Prompted(
-                problem=problem,
-                token_ids=engine.renderer.correction(problem, attempt, verdict=verdict),
-                key_id=anchor.sampling_key_id(samples),
-            )
-        )
-    judged = roll_out(
-        engine,
-        params,
-        prompted,
-        key,
-        shape=correction_shape(cfg),
-        temperature=cfg.sampling.temperature,
-    )
-    return Corrections(
-        anchors=tuple(chosen),
-        attempts=tuple(attempts),
-        is_retokenized=tuple(is_retokenized),
-        answers=tuple(answers),
-        judged=judged,
+def _shown(anchor: Anchor, engine: Engine, base: Judged, cfg: Config, library: Library) -> Shown:
+    """The attempt that a correction prompt quotes."""
+    if not isinstance(anchor.source, Sampled):
+        problem = library.problems[anchor.source.problem_id]
+        text, answer, is_retokenized = anchor.source.text, None, None
+    else:
+        q, g = anchor.source.prompt, anchor.source.sample
+        problem, text = base.prompted[q].problem, base.text[q][g]
+        answer = base.verdicts[q][g].detail.get("answer")
+        is_retokenized = engine.renderer.is_retokenized(base.completion_ids(q, g))
+    if cfg.correction.context == "foreign":
+        text, answer = _foreign_attempt(base, problem, anchor, cfg)
+        is_retokenized = None
+    return Shown(
+        anchor=anchor, problem=problem, text=text, answer=answer, is_retokenized=is_retokenized
     )
 
 
@@ -343,8 +343,40 @@ def _foreign_attempt(
     return base.text[q][g], base.verdicts[q][g].detail.get("answer")
 
 
+def _correct(
+    engine: Engine, params: Params, shown: Sequence[Shown], draws: Draws, cfg: Config
+) -> Corrections:
+    """Corrections of the attempts, judged."""
+
+    def tokens(s: Shown) -> list[int]:
+        verdict = s.anchor.is_right if cfg.correction.context == "labelled" else None
+        return engine.renderer.correction(s.problem, s.text, verdict=verdict)
+
+    samples = cfg.sampling.samples_per_prompt
+    judged = roll_out(
+        engine,
+        params,
+        [
+            Prompted(
+                problem=s.problem, token_ids=tokens(s), key_id=s.anchor.sampling_key_id(samples)
+            )
+            for s in shown
+        ],
+        draws.sampling_key(Stream.CORRECTION),
+        shape=correction_shape(cfg),
+        temperature=cfg.sampling.temperature,
+    )
+    return Corrections(shown=tuple(shown), judged=judged)
+
+
 def _next_state(
-    state: HostState, base: Judged, corrections: Corrections | None, step: int, cfg: Config
+    state: HostState,
+    base: Judged,
+    num_rounds: int,
+    corrections: Corrections | None,
+    step: int,
+    draws: Draws,
+    cfg: Config,
 ) -> HostState:
     retention, num_samples = None, 0
     if corrections is not None:
@@ -355,9 +387,12 @@ def _next_state(
     buffer = state.buffer
     if cfg.correction.anchor_source == "buffer":
         buffer = buffer.add(
-            _right_attempts(base, step, cfg), step=step, max_age=cfg.correction.buffer_max_age
+            _right_attempts(base, step, draws, cfg),
+            step=step,
+            max_age=cfg.correction.buffer_max_age,
         )
     return HostState(
+        cursor=state.cursor + num_rounds,
         controller=controller.update(
             state.controller, retention, num_samples, cfg.correction.controller
         ),
@@ -365,15 +400,15 @@ def _next_state(
     )
 
 
-def _right_attempts(base: Judged, step: int, cfg: Config) -> list[BufferedAttempt]:
+def _right_attempts(base: Judged, step: int, draws: Draws, cfg: Config) -> list[BufferedAttempt]:
     """One right attempt of each prompt, for the buffer."""
     right = anchors_.one_right_per_prompt(
         np.array([p.key_id for p in base.prompted]),
         base.is_right_QG,
         base.is_valid_QG,
-        base.rollouts.is_finished_QG,
+        np.asarray(base.rollouts.is_finished_QG),
         drop_truncated=cfg.correction.drop_truncated_anchors,
-        rng=np.random.default_rng([cfg.seed, step, len(Stream)]),
+        rng=draws.buffered(),
     )
     attempts = []
     for anchor in right:

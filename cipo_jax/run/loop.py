@@ -9,10 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cipo_jax.config import Config, ParityStop
+from cipo_jax.config import Config, ParityStop, atomic
 from cipo_jax.evaluate.heldout import evaluate
 from cipo_jax.mesh import processes
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, check_divisible, distributed, make_mesh
@@ -32,16 +31,21 @@ from cipo_jax.records import Batch
 from cipo_jax.report.comparison import print_comparison
 from cipo_jax.report.plot import plot
 from cipo_jax.rollout.judged import Engine
-from cipo_jax.run import parity, run_folder, step_metrics
+from cipo_jax.run import parity, run_folder
+from cipo_jax.run.interrupt import Interrupt
 from cipo_jax.run.iteration import HostState, Iteration, Library, iterate
 from cipo_jax.run.log import RunLog
+from cipo_jax.run.metrics import step_metrics
 from cipo_jax.run.rollout_rows import rollout_rows
 from cipo_jax.tasks import load as load_tasks
 from cipo_jax.tasks.problem import Problem, Tasks
-from cipo_jax.text.prompts import ProblemStream, Renderer, longest_prompt
+from cipo_jax.tasks.stream import ProblemStream
+from cipo_jax.text.prompts import Renderer, longest_prompt
 from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
 from cipo_jax.update import policy
 from cipo_jax.update.checkpoint import Checkpoints
+from cipo_jax.update.metrics import UpdateMetrics
+from cipo_jax.update.policy import Trainable
 from cipo_jax.update.scorer import Scorer, make_scorer
 from cipo_jax.update.train_step import (
     TrainState,
@@ -60,36 +64,16 @@ class DivergedError(RuntimeError):
     """The loss or the gradient is not finite. That update was not applied."""
 
 
-@dataclass
-class Interrupt:
-    """Set by the first Ctrl-C or SIGTERM: the step is finished, saved, and the run ends well. A
-    second Ctrl-C interrupts at once."""
-
-    requested: bool = False
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[Interrupt]:
-        def request(signum: int, frame: object) -> None:
-            if self.requested and signum == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.requested = True
-            print("\nfinishing this step, then saving; Ctrl-C again stops at once", flush=True)
-
-        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """What stays the same over the steps of a run."""
 
     cfg: Config
+    folder: Path
+    log: RunLog
     engine: Engine
     tokenizer: PreTrainedTokenizerFast
+    stream: ProblemStream
     held_out: tuple[Problem, ...]
     library: Library
     train_step: TrainStep
@@ -102,25 +86,22 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The whole state of a run, together with the data cursor, which is `stream`'s."""
+    """The whole state of a run."""
 
     train: TrainState
     host: HostState
-    stream: ProblemStream
-
-    def host_json(self) -> dict[str, Any]:
-        return {"method": self.host.to_json(), "cursor": self.stream.state()}
 
 
-def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
-    """Train as the configuration says, in `folder`; goes on where a run in it was cut off.
+def train(cfg: Config, folder: Path, *, allow_changes: bool = False, profile: bool = False) -> None:
+    """Train as the configuration says, in `folder`; a run in it that was cut off is continued.
 
     Ctrl-C or SIGTERM: the step or the evaluation that is under way is finished, the state is saved,
     and the function returns.
 
     Args:
-      allow_changes: go on also where the configuration or the problems are not those that the run
-        was started with; see `run_folder`.
+      allow_changes: continue also where the configuration or the problems are not those that the
+        run was started with; see `run_folder`.
+      profile: trace the second step of this process into `folder`/profile; the first compiles.
 
     Raises:
       ValueError: something in the configuration, the model or the data does not fit; says what.
@@ -145,7 +126,6 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
         judge = open_judge(cfg.verify, (p.reference for p in (*tasks.train, *tasks.held_out)))
         stack.callback(judge.close)
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
-        setup, state = _set_up(cfg, mesh, tasks, judge, checkpoints, allow_changes=allow_changes)
         first = checkpoints.latest_step() or 0
         log = stack.enter_context(
             RunLog(
@@ -156,40 +136,37 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False) -> None:
                 is_writer=processes.is_first(),
             )
         )
+        setup, trainable = _set_up(cfg, folder, log, mesh, tasks, judge)
+        state = _restored(setup, trainable, checkpoints, allow_changes=allow_changes)
         log.environment(_devices(mesh), verifier=str(judge.report))
         log.message(str(judge.report))
         done = first
         while done < cfg.train.steps and not processes.on_any(interrupt.requested):
             # Also what a run that was cut off after its checkpoint left out.
             if done == 0 or (cfg.evaluation.every and done % cfg.evaluation.every == 0):
-                _evaluate(setup, state, done, folder, log)
+                _evaluate(setup, state, done)
                 if processes.on_any(interrupt.requested):
                     break
-            state = _step(setup, state, done, folder, log)
+            with profiling(setup, enabled=profile and done == first + 1):
+                state = _step(setup, state, done + 1)
             done += 1
             if done % cfg.checkpoint.every == 0 or done == cfg.train.steps:
-                checkpoints.save(done, state.train, state.host_json())
+                _save(setup, state, done, checkpoints)
         if done < cfg.train.steps:
-            checkpoints.save(done, state.train, state.host_json())
+            _save(setup, state, done, checkpoints)
             log.message(
-                f"stopped after step {done}; the same command with --run-dir {folder} goes on"
+                f"stopped after step {done}; the same command with --run-dir {folder} continues it"
             )
             return
-        _evaluate(setup, state, done, folder, log)
+        _evaluate(setup, state, done)
     if processes.is_first():
         _conclude(folder, cfg)
 
 
 def _set_up(
-    cfg: Config,
-    mesh: Mesh,
-    tasks: Tasks,
-    judge: Judge,
-    checkpoints: Checkpoints,
-    *,
-    allow_changes: bool,
-) -> tuple[Setup, RunState]:
-    """Load everything, and restore what a run in this folder has saved."""
+    cfg: Config, folder: Path, log: RunLog, mesh: Mesh, tasks: Tasks, judge: Judge
+) -> tuple[Setup, Trainable]:
+    """Load the model, and make every program of the run."""
     tokenizer = load_tokenizer(cfg.model)
     params, arch = load_model(cfg.model, mesh, seed=cfg.seed, dtype=policy.base_dtype(cfg))
     check_fits(tokenizer, arch)
@@ -199,6 +176,8 @@ def _set_up(
     trainable, frozen = policy.split(params, cfg, arch)
     setup = Setup(
         cfg=cfg,
+        folder=folder,
+        log=log,
         engine=Engine(
             arch=arch,
             mesh=mesh,
@@ -208,83 +187,91 @@ def _set_up(
             compute_dtype=cfg.train.compute_dtype,
         ),
         tokenizer=tokenizer,
+        stream=ProblemStream(tasks.train, cfg.train.prompts_per_step, cfg.seed),
         held_out=tasks.held_out[: cfg.evaluation.problems],
         library=Library.of(tasks.train),
         train_step=make_train_step(cfg, arch, mesh),
         gated_step=make_train_step(cfg, arch, mesh, is_gated=True),
-        float32_scorer=make_scorer(_in_float32(cfg), arch, mesh),
         scorer=make_scorer(cfg, arch, mesh),
+        float32_scorer=make_scorer(_in_float32(cfg), arch, mesh),
         frozen=frozen,
     )
-    stream = ProblemStream(tasks.train, cfg.train.prompts_per_step, cfg.seed)
-    restored = checkpoints.restore_latest(abstract_state(cfg, arch, mesh))
+    return setup, trainable
+
+
+def _restored(
+    setup: Setup, trainable: Trainable, checkpoints: Checkpoints, *, allow_changes: bool
+) -> RunState:
+    """The state that a run in this folder has saved, or that of a run that begins."""
+    cfg, engine = setup.cfg, setup.engine
+    restored = checkpoints.restore_latest(abstract_state(cfg, engine.arch, engine.mesh))
     if restored is None:
-        train_state = init_state(trainable, cfg, mesh)
-        return setup, RunState(train=train_state, host=HostState.initial(cfg), stream=stream)
+        train_state = init_state(trainable, cfg, engine.mesh)
+        return RunState(train=train_state, host=HostState.initial(cfg))
     train_state, saved = restored
+    host = HostState.from_json(saved["method"])
     try:
-        stream.restore(saved["cursor"])
+        setup.stream.check(saved["problems"])
     except ValueError:
         if not allow_changes:
             raise
-        # Of other problems or other batches there is no place to go on from: the order starts anew.
-    host = HostState.from_json(saved["method"])
-    return setup, RunState(train=train_state, host=host, stream=stream)
+        # With other problems or other batches the cursor means nothing: the order starts anew.
+        host = dataclasses.replace(host, cursor=0)
+    return RunState(train=train_state, host=host)
 
 
-def _step(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -> RunState:
-    """One step: both streams, the updates on them, and their place in the log."""
+def _save(setup: Setup, state: RunState, done: int, checkpoints: Checkpoints) -> None:
+    host = {"method": state.host.to_json(), "problems": setup.stream.source}
+    checkpoints.save(done, state.train, host)
+
+
+def _step(setup: Setup, state: RunState, step: int) -> RunState:
+    """Step `step` of the run, from 1: both streams, the updates on them, their place in the log."""
     cfg = setup.cfg
     start = time.perf_counter()
-    cursor = state.stream.state()
-    weights = policy.weights(state.train.params, setup.frozen, cfg)
-    iteration = _sample(setup, weights, state, step)
-    processes.agree(f"the batch of step {step + 1}", _digest(iteration.batch))
-    batch = distributed(iteration.batch, setup.engine.mesh, ACTIVATION_RULES)
+    params = policy.params(state.train.params, setup.frozen, cfg)
+    iteration = _sample(setup, params, state, step)
+    batch = iteration.credit.batch
+    processes.agree(f"the batch of step {step}", _digest(batch))
+    batch = distributed(batch, setup.engine.mesh, ACTIVATION_RULES)
     sampled = time.perf_counter()
     if cfg.has_old_logprob:
-        batch = dataclasses.replace(batch, old_logprob_BT=setup.scorer(weights, batch))
+        batch = dataclasses.replace(batch, old_logprob_BT=setup.scorer(params, batch))
     train_state, updates = state.train, []
-    is_gated = processes.from_first(lambda: parity.has_room(folder, cfg))
+    is_gated = processes.from_first(lambda: parity.has_room(setup.folder, cfg))
     for index in range(cfg.train.updates_per_step):
         update = setup.gated_step if is_gated else setup.train_step
         train_state, metrics = update(train_state, setup.frozen, batch)
-        if is_gated and index == 0 and metrics["parity/tripped"]:
+        if is_gated and index == 0 and metrics.is_tripped:
             # Not applied: the parameters are still those that sampled.
-            state.stream.restore(cursor)
-            _look_into_parity(setup, train_state, state, step, batch, metrics, folder, log)
+            _look_into_parity(setup, train_state, state, step, batch, metrics)
             train_state, metrics = setup.train_step(train_state, setup.frozen, batch)
         updates.append(jax.device_get(metrics))
-        if not updates[-1]["grad/is_finite"]:
+        if not updates[-1].is_finite:
             raise DivergedError(_divergence(step, iteration, updates[-1]))
     trained = time.perf_counter()
-    log.step(
-        step + 1,
-        {
-            **step_metrics.of_iteration(iteration, cfg),
-            "verdict/is_sandboxed": setup.engine.judge.is_sandboxed,
-            **step_metrics.of_updates(updates, iteration, cfg),
-            **step_metrics.of_time(
-                iteration,
-                num_updates=len(updates),
-                train_s=trained - sampled,
-                step_s=trained - start,
-            ),
-        },
+    figures = step_metrics(
+        iteration,
+        updates,
+        cfg=cfg,
+        is_sandboxed=setup.engine.judge.is_sandboxed,
+        train_s=trained - sampled,
+        step_s=trained - start,
     )
+    setup.log.step(step, figures.to_log())
     every = cfg.log.rollouts_every
-    if every and step % every == 0 and processes.is_first():
-        log.rollouts(step + 1, rollout_rows(iteration, step + 1, setup.tokenizer.decode))
-    return RunState(train=train_state, host=iteration.state, stream=state.stream)
+    if every and (step - 1) % every == 0 and processes.is_first():
+        setup.log.rollouts(step, rollout_rows(iteration, step, setup.tokenizer.decode))
+    return RunState(train=train_state, host=iteration.state)
 
 
-def _sample(setup: Setup, weights: Params, state: RunState, step: int) -> Iteration:
-    """Both streams of a step, from where the data cursor stands."""
+def _sample(setup: Setup, params: Params, state: RunState, step: int) -> Iteration:
+    """Both streams of a step; the same again where the same is asked for."""
     reference = policy.reference(setup.frozen, setup.cfg)
     return iterate(
         setup.engine,
-        weights,
-        state.stream,
+        params,
+        setup.stream,
         state.host,
         step,
         cfg=setup.cfg,
@@ -299,42 +286,43 @@ def _look_into_parity(
     state: RunState,
     step: int,
     batch: Batch,
-    metrics: Mapping[str, Any],
-    folder: Path,
-    log: RunLog,
+    metrics: UpdateMetrics,
 ) -> None:
-    """Store the evidence, and warn or end the run."""
-    cfg = setup.cfg
-    weights = policy.weights(train_state.params, setup.frozen, cfg)
-    scores = parity.Scores(
-        rescored_BT=processes.whole(setup.scorer(weights, batch)),
-        float32_BT=processes.whole(setup.float32_scorer(weights, batch)),
-        resampled=_sample(setup, weights, state, step).batch,
+    """Score and sample the batch again, store the evidence, and warn or end the run."""
+    params = policy.params(train_state.params, setup.frozen, setup.cfg)
+    evidence = parity.Evidence(
+        batch=processes.whole(batch),
+        rescored_BT=np.asarray(processes.whole(setup.scorer(params, batch))),
+        float32_BT=np.asarray(processes.whole(setup.float32_scorer(params, batch))),
+        resampled=_sample(setup, params, state, step).credit.batch,
+        logged=parity.logged(metrics),
     )
-    batch = processes.whole(batch)
-
-    def write() -> str:
-        path, split = parity.write_bundle(
-            folder,
-            step + 1,
-            cfg=cfg,
-            batch=batch,
-            scores=scores,
-            logged={name: float(metrics[f"parity/logprob_abs_{name}"]) for name in ("mean", "max")},
-            devices=_devices(setup.engine.mesh),
+    found = processes.from_first(
+        lambda: parity.report(
+            evidence, setup.folder, step, cfg=setup.cfg, devices=_devices(setup.engine.mesh)
         )
-        return f"{split}\nevidence: {path}"
-
-    found = (
-        f"step {step + 1}: the trainer's log-probs are not the sampler's (parity.kind is "
-        f"{cfg.parity.kind}). {processes.from_first(write)}"
     )
-    if isinstance(cfg.parity, ParityStop):
+    if isinstance(setup.cfg.parity, ParityStop):
         raise parity.ParityError(
-            f"{found}\nThe update was not applied. Mend the cause, or go on with another "
+            f"{found}\nThe update was not applied. Fix the cause, or continue with another "
             "parity.kind."
         )
-    log.message(found)
+    setup.log.message(found)
+
+
+@contextlib.contextmanager
+def profiling(setup: Setup, *, enabled: bool) -> Iterator[None]:
+    """A trace of what happens inside, by the first process, where it is enabled."""
+    if not enabled or not processes.is_first():
+        yield
+        return
+    folder = setup.folder / "profile"
+    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+        yield
+    setup.log.message(
+        f"profile: {folder}; open its perfetto_trace.json.gz at https://ui.perfetto.dev, or the "
+        "folder with `tensorboard --logdir` and its profile plugin"
+    )
 
 
 def _in_float32(cfg: Config) -> Config:
@@ -345,7 +333,7 @@ def _in_float32(cfg: Config) -> Config:
 def _score(setup: Setup, params: Params, batch: Batch) -> np.ndarray:
     """Log-prob of each token of a batch of host arrays, on the host."""
     placed = distributed(batch, setup.engine.mesh, ACTIVATION_RULES)
-    return processes.whole(setup.scorer(params, placed))
+    return np.asarray(processes.whole(setup.scorer(params, placed)))
 
 
 def _digest(batch: Batch) -> int:
@@ -355,9 +343,9 @@ def _digest(batch: Batch) -> int:
     return digest
 
 
-def _divergence(step: int, iteration: Iteration, metrics: Mapping[str, float]) -> str:
+def _divergence(step: int, iteration: Iteration, metrics: UpdateMetrics) -> str:
     """What went wrong at which step and in which rows."""
-    batch = iteration.batch
+    batch = iteration.credit.batch
     rows = np.flatnonzero(
         ~np.isfinite(batch.sampler_logprob_BT * batch.weight_BT * batch.advantage_BT).all(axis=1)
     )
@@ -368,33 +356,30 @@ def _divergence(step: int, iteration: Iteration, metrics: Mapping[str, float]) -
     )
     problems = ", ".join(p.problem.id for p in iteration.base.prompted)
     return (
-        f"step {step + 1}: the loss is {metrics['loss/total']:.4g} and the gradient norm "
-        f"{metrics['grad/norm']:.4g}; {where}. The update was not applied, and the checkpoints "
+        f"step {step}: the loss is {metrics.loss_total:.4g} and the gradient norm "
+        f"{metrics.grad_norm:.4g}; {where}. The update was not applied, and the checkpoints "
         f"hold the steps before it. Problems of this step: {problems}. Start again in another "
         "--run-dir with a lower optimizer.learning_rate or more optimizer.warmup_steps."
     )
 
 
-def _evaluate(setup: Setup, state: RunState, step: int, folder: Path, log: RunLog) -> None:
-    """Held-out results after `step` steps, into evaluations.json, where they aren't there yet."""
-    path = folder / "evaluations.json"
+def _evaluate(setup: Setup, state: RunState, done: int) -> None:
+    """Held-out results after `done` steps, into evaluations.json, where they aren't there yet."""
+    path = setup.folder / "evaluations.json"
     evaluations = processes.from_first(
         lambda: json.loads(path.read_text()) if path.exists() else []
     )
-    if any(e["step"] == step for e in evaluations):
+    if any(e["step"] == done for e in evaluations):
         return
-    log.message(f"evaluating on {len(setup.held_out)} held-out problems")
+    setup.log.message(f"evaluating on {len(setup.held_out)} held-out problems")
     start = time.perf_counter()
     # The same random numbers at every step, so that a difference is the policy's.
     key = jax.random.key(setup.cfg.seed)
-    weights = policy.weights(state.train.params, setup.frozen, setup.cfg)
-    found = evaluate(setup.engine, weights, setup.held_out, key, setup.cfg)
-    evaluations.append({"step": step, "seconds": time.perf_counter() - start, **found})
-    if not processes.is_first():
-        return
-    written = path.with_suffix(".tmp")
-    written.write_text(json.dumps(evaluations, indent=1))
-    written.replace(path)
+    params = policy.params(state.train.params, setup.frozen, setup.cfg)
+    found = evaluate(setup.engine, params, setup.held_out, key, setup.cfg)
+    evaluations.append({"step": done, "seconds": time.perf_counter() - start, **found})
+    if processes.is_first():
+        atomic.write_json(path, evaluations)
 
 
 def _conclude(folder: Path, cfg: Config) -> None:
@@ -402,6 +387,7 @@ def _conclude(folder: Path, cfg: Config) -> None:
     evaluations = json.loads((folder / "evaluations.json").read_text())
     print_comparison(evaluations[0], evaluations[-1], seed=cfg.seed)
     print(f"\nrun folder: {folder}\nplot:       {plot(folder, cfg)}")
+    run_folder.finish(folder, steps=cfg.train.steps)
 
 
 def _devices(mesh: Mesh) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from cipo_jax.config import Config, ParityMask, ParityOff, ParityStop, ParityWar
 from cipo_jax.method.gaps import bucket_masks
 from cipo_jax.records import Batch
 from cipo_jax.run.log import environment
+from cipo_jax.run.metrics import parity_figures
+from cipo_jax.update.metrics import UpdateMetrics
 
 MAX_BUNDLES = 4
 """Bundles of a run that goes on: what trips for the fifth time is known by then."""
@@ -37,15 +40,29 @@ class ParityError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Log-probs of one batch from everyone who was asked, [B, T], nats."""
+class Evidence:
+    """One batch, and its log-probs from everyone who was asked, [B, T], nats."""
 
+    batch: Batch
     rescored_BT: np.ndarray
-    """Of the trainer, with the parameters that sampled: what a learning rate of 0 would see."""
+    """By the trainer, with the parameters that sampled: what a learning rate of 0 would see."""
     float32_BT: np.ndarray
     """The same, computed in float32 throughout."""
     resampled: Batch | None
     """The batch of a second sampling with the same parameters and keys; None if there was none."""
+    logged: Mapping[str, float]
+    """Mean and largest gap that the train step found, nats."""
+
+    def used(self) -> Evidence:
+        """The rows in use alone."""
+        num_rows = int(self.batch.num_rows)
+        return Evidence(
+            batch=_used_rows(self.batch),
+            rescored_BT=np.asarray(self.rescored_BT)[:num_rows],
+            float32_BT=np.asarray(self.float32_BT)[:num_rows],
+            resampled=None if self.resampled is None else _used_rows(self.resampled),
+            logged=self.logged,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +81,7 @@ class Split:
         return "\n".join([f"cause: {self.cause}", *lines])
 
 
-def split_by_cause(
-    batch: Batch, scores: Scores, *, logged: Mapping[str, float], limits: Limits
-) -> Split:
+def split_by_cause(evidence: Evidence, *, limits: Limits) -> Split:
     """What the gap is due to: the first of these that explains it.
 
     - sampler: sampled again with the same parameters and keys, the batch comes out otherwise. The
@@ -79,9 +94,9 @@ def split_by_cause(
     - everywhere: none of these, as with another temperature or other weights.
 
     Args:
-      logged: mean and max that the train step found.
       limits: those that were exceeded.
     """
+    batch, resampled = evidence.batch, evidence.resampled
     is_target_BT = np.asarray(batch.is_target_BT)
 
     def between(one_BT: np.ndarray, other_BT: np.ndarray, where_BT: np.ndarray) -> dict[str, float]:
@@ -89,19 +104,19 @@ def split_by_cause(
         return {"mean": float(gap.mean()), "max": float(gap.max())} if gap.size else _NOTHING
 
     everything_BT = np.ones_like(is_target_BT)
-    sampler_BT, rescored_BT = batch.sampler_logprob_BT, scores.rescored_BT
+    sampler_BT, rescored_BT = np.asarray(batch.sampler_logprob_BT), evidence.rescored_BT
     buckets = {name: np.asarray(mask) for name, mask in bucket_masks(batch).items()}
     del buckets["all"]
     found = {
-        "logged": dict(logged),
+        "logged": dict(evidence.logged),
         "learning rate 0": between(rescored_BT, sampler_BT, everything_BT),
-        "float32": between(scores.float32_BT, sampler_BT, everything_BT),
-        "rounding": between(rescored_BT, scores.float32_BT, everything_BT),
+        "float32": between(evidence.float32_BT, sampler_BT, everything_BT),
+        "rounding": between(rescored_BT, evidence.float32_BT, everything_BT),
         **{name: between(rescored_BT, sampler_BT, mask) for name, mask in buckets.items()},
     }
     rest = {name: between(rescored_BT, sampler_BT, ~mask) for name, mask in buckets.items()}
-    if scores.resampled is not None:
-        found["sampled again"] = _resampling_gap(batch, scores.resampled)
+    if resampled is not None:
+        found["sampled again"] = _resampling_gap(batch, resampled)
 
     def is_within(gap: Mapping[str, float]) -> bool:
         return gap["mean"] <= limits.mean_nats and gap["max"] <= limits.max_nats
@@ -111,7 +126,7 @@ def split_by_cause(
         for name, gap in rest.items()
         if is_within(gap) and (is_target_BT & ~buckets[name]).any()
     ]
-    if scores.resampled is not None and not is_within(found["sampled again"]):
+    if resampled is not None and not is_within(found["sampled again"]):
         cause = "sampler"
     elif is_within(found["learning rate 0"]):
         cause = "parameters"
@@ -151,55 +166,62 @@ def has_room(folder: Path, cfg: Config) -> bool:
             return len(list((folder / "parity").glob("step_*"))) < MAX_BUNDLES
 
 
+def logged(metrics: UpdateMetrics) -> dict[str, float]:
+    """Mean and largest gap that an update found, nats."""
+    figures = parity_figures(metrics)
+    return {
+        "mean": math.nan if figures.logprob_abs_mean is None else figures.logprob_abs_mean,
+        "max": figures.logprob_abs_max,
+    }
+
+
+def report(
+    evidence: Evidence, folder: Path, step: int, *, cfg: Config, devices: Mapping[str, Any]
+) -> str:
+    """Store the evidence, and say what it shows."""
+    path, split = write_bundle(evidence, folder, step, cfg=cfg, devices=devices)
+    return (
+        f"step {step}: the trainer's log-probs are not the sampler's (parity.kind is "
+        f"{cfg.parity.kind}). {split}\nevidence: {path}"
+    )
+
+
 def write_bundle(
-    folder: Path,
-    step: int,
-    *,
-    cfg: Config,
-    batch: Batch,
-    scores: Scores,
-    logged: Mapping[str, float],
-    devices: Mapping[str, Any],
+    evidence: Evidence, folder: Path, step: int, *, cfg: Config, devices: Mapping[str, Any]
 ) -> tuple[Path, Split]:
     """Make the split and store it with all that it was made from, in `folder`/parity.
 
     Args:
+      evidence: only the rows in use are stored.
       folder: of the run.
       step: counted from 1, as in metrics.jsonl.
-      batch: of the step; only the rows in use are stored.
     """
     assert not isinstance(cfg.parity, ParityOff)
-    used = _used_rows(batch)
-    num_rows = int(batch.num_rows)
-    scores = Scores(
-        rescored_BT=np.asarray(scores.rescored_BT)[:num_rows],
-        float32_BT=np.asarray(scores.float32_BT)[:num_rows],
-        resampled=None if scores.resampled is None else _used_rows(scores.resampled),
-    )
-    split = split_by_cause(used, scores, logged=logged, limits=cfg.parity)
+    evidence = evidence.used()
+    split = split_by_cause(evidence, limits=cfg.parity)
     path = folder / "parity" / f"step_{step:06d}"
     unfinished = path.with_name(f"unfinished_{step:06d}")
     for old in (path, unfinished):
         shutil.rmtree(old, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    fields = {name: getattr(used, name) for name in used.__dataclass_fields__}
+    fields = {f.name: getattr(evidence.batch, f.name) for f in dataclasses.fields(Batch)}
     arrays = {name: x for name, x in fields.items() if x is not None}
-    if scores.resampled is not None:
-        arrays["resampled_token_BT"] = scores.resampled.token_BT
-        arrays["resampled_is_target_BT"] = scores.resampled.is_target_BT
-        arrays["resampled_logprob_BT"] = scores.resampled.sampler_logprob_BT
+    if evidence.resampled is not None:
+        arrays["resampled_token_BT"] = evidence.resampled.token_BT
+        arrays["resampled_is_target_BT"] = evidence.resampled.is_target_BT
+        arrays["resampled_logprob_BT"] = evidence.resampled.sampler_logprob_BT
     np.savez_compressed(
         unfinished / "arrays.npz",
         allow_pickle=False,
-        rescored_BT=scores.rescored_BT,
-        float32_BT=scores.float32_BT,
+        rescored_BT=evidence.rescored_BT,
+        float32_BT=evidence.float32_BT,
         **arrays,
     )
     record = {
         "step": step,
         "cause": split.cause,
         "gaps": split.gaps,
-        "logged": dict(logged),
+        "logged": dict(evidence.logged),
         "parity": dataclasses.asdict(cfg.parity),
         "shapes": {name: list(np.shape(x)) for name, x in arrays.items()},
         "devices": dict(devices),
@@ -227,19 +249,17 @@ def split_of_bundle(path: Path) -> Split:
             is_target_BT=arrays["resampled_is_target_BT"],
             sampler_logprob_BT=arrays["resampled_logprob_BT"],
         )
-    scores = Scores(
-        rescored_BT=arrays["rescored_BT"], float32_BT=arrays["float32_BT"], resampled=resampled
+    evidence = Evidence(
+        batch=batch,
+        rescored_BT=arrays["rescored_BT"],
+        float32_BT=arrays["float32_BT"],
+        resampled=resampled,
+        logged=record["logged"],
     )
-    return split_by_cause(batch, scores, logged=record["logged"], limits=cfg.parity)
+    return split_by_cause(evidence, limits=cfg.parity)
 
 
 def _used_rows(batch: Batch) -> Batch:
     num_rows = int(batch.num_rows)
-    return dataclasses.replace(
-        batch,
-        **{
-            name: np.asarray(getattr(batch, name))[:num_rows]
-            for name in batch.__dataclass_fields__
-            if name.endswith("_BT") and getattr(batch, name) is not None
-        },
-    )
+    used = {name: np.asarray(x_BT)[:num_rows] for name, x_BT in batch.per_token().items()}
+    return dataclasses.replace(batch, **used)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
-import numpy as np
+from collections.abc import Callable, Iterator, Sequence
 
 from cipo_jax.method.advantages import of_sequences
 from cipo_jax.records import Stream
 from cipo_jax.rollout.judged import Judged
-from cipo_jax.run.credit import Credit
-from cipo_jax.run.iteration import Iteration
+from cipo_jax.run.credit import StreamCredit
+from cipo_jax.run.iteration import Iteration, Shown
 from cipo_jax.run.log import RolloutRow
 from cipo_jax.verify import wire
 
@@ -24,16 +22,15 @@ def rollout_rows(
       step: counted from 1, as in the log.
       decode: token ids to text, special tokens shown.
     """
-    rows = list(_rows(iteration.base, Stream.BASE, iteration.base_credit, None, None, step, decode))
+    rows = list(_rows(iteration.base, Stream.BASE, iteration.credit.base, None, step, decode))
     corrections = iteration.corrections
     if corrections is not None:
-        assert iteration.correction_credit is not None
+        assert iteration.credit.correction is not None
         rows += _rows(
             corrections.judged,
             Stream.CORRECTION,
-            iteration.correction_credit,
-            corrections.attempts,
-            corrections.is_right_M,
+            iteration.credit.correction,
+            corrections.shown,
             step,
             decode,
         )
@@ -43,9 +40,8 @@ def rollout_rows(
 def _rows(
     judged: Judged,
     stream: Stream,
-    credit: Credit,
-    attempts: tuple[str, ...] | None,
-    is_right_Q: np.ndarray | None,
+    credit: StreamCredit,
+    shown: Sequence[Shown] | None,
     step: int,
     decode: Callable[[list[int]], str],
 ) -> Iterator[RolloutRow]:
@@ -65,8 +61,8 @@ def _rows(
                 token_ids=judged.completion_ids(q, g),
                 logprobs=judged.completion_logprobs(q, g).tolist(),
                 is_finished=bool(judged.rollouts.is_finished_QG[q, g]),
-                anchor=None if attempts is None else attempts[q],
-                is_anchor_right=None if is_right_Q is None else bool(is_right_Q[q]),
+                anchor=None if shown is None else shown[q].text,
+                is_anchor_right=None if shown is None else shown[q].anchor.is_right,
                 reference=wire.encode_reference(prompted.problem.reference),
                 status=verdict.status.value,
                 reason=verdict.reason,

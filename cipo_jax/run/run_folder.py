@@ -9,6 +9,7 @@ rollouts/          what was sampled and how it was judged, parquet
 checkpoints/       the whole state of the run
 plot.png           the run in one picture
 environment.json   versions, devices, commit
+finished.json      written last: the run came to its end, after so many steps
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cipo_jax.config import Config, configfile
+from cipo_jax.config import Config, atomic, configfile
 from cipo_jax.tasks.problem import Problem, Tasks
 from cipo_jax.verify import wire
 
 Change = tuple[str, Any, Any]
 """What changed, as it was in the folder, as it is now."""
+
+FINISHED = "finished.json"
 
 HARMLESS = ("checkpoint.", "log.", "verify.workers", "evaluation.every")
 """Fields that may change when a run goes on: the steps to come stay those of the unbroken run."""
@@ -61,6 +64,7 @@ def open_folder(folder: Path, cfg: Config, *, allow_changes: bool = False) -> No
     changes = breaking_changes(folder, cfg) if has_started(folder) else []
     _admit(folder, changes, "a run of another configuration", allow_changes=allow_changes)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FINISHED).unlink(missing_ok=True)
     configfile.dump(cfg, folder / "config.yaml")
 
 
@@ -82,7 +86,7 @@ def check_problems(folder: Path, tasks: Tasks, *, allow_changes: bool = False) -
             if before[name] != now[name]
         ]
         _admit(folder, changes, "a run with other problems", allow_changes=allow_changes)
-    path.write_text(json.dumps(now, indent=1) + "\n")
+    atomic.write_json(path, now)
 
 
 def has_started(folder: Path) -> bool:
@@ -94,7 +98,13 @@ def has_started(folder: Path) -> bool:
 
 
 def is_finished(folder: Path) -> bool:
-    return (folder / "plot.png").exists()
+    """Whether the run in it came to its end."""
+    return (folder / FINISHED).exists()
+
+
+def finish(folder: Path, *, steps: int) -> None:
+    """Note that the run came to its end, after the last thing that it writes."""
+    atomic.write_json(folder / FINISHED, {"steps": steps, "time": _now()})
 
 
 def breaking_changes(folder: Path, cfg: Config) -> list[Change]:
@@ -126,12 +136,11 @@ def _admit(folder: Path, changes: Sequence[Change], what: str, *, allow_changes:
             + ". Give another --run-dir, or run the folder's own config.yaml, or say "
             "--allow-changes to go on with what is new from the last checkpoint."
         )
-    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     steps = [int(p.name) for p in (folder / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
     with (folder / "changes.jsonl").open("a") as file:
         for name, old, new in changes:
             record = {
-                "time": time, "after_step": max(steps, default=0),
+                "time": _now(), "after_step": max(steps, default=0),
                 "field": name, "was": old, "is": new,
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")
@@ -149,6 +158,10 @@ def _fingerprint(problems: Sequence[Problem]) -> dict[str, Any]:
         record = [*fields, wire.encode_reference(problem.reference)]
         digest.update(json.dumps(record).encode() + b"\n")
     return {"count": len(problems), "sha256": digest.hexdigest()}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

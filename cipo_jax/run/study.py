@@ -14,14 +14,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pydantic
-import yaml
-
-from cipo_jax.config import configfile
+from cipo_jax.config import configfile, yaml_text
+from cipo_jax.config.require import require
+from cipo_jax.config.schema import Schema
 from cipo_jax.run import run_folder
 
 
@@ -55,19 +54,27 @@ class Study:
     """In the order in which they run; the first is what the others are compared with."""
 
 
-class _ArmFields(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid")
-    set: dict[str, str | int | float | bool] = {}
+Settings = Mapping[str, str | int | float | bool]
+"""Values by the dotted names of settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ArmFields:
+    set: Settings = field(default_factory=dict)
     equal_tokens: EqualTokens | None = None
 
 
-class _StudyFields(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid")
+@dataclass(frozen=True, kw_only=True)
+class _StudyFields:
     name: str
     config: str
-    seeds: list[int] = pydantic.Field(min_length=1)
-    set: dict[str, str | int | float | bool] = {}
-    arms: dict[str, _ArmFields | None] = pydantic.Field(min_length=1)
+    seeds: tuple[int, ...]
+    set: Settings = field(default_factory=dict)
+    arms: Mapping[str, _ArmFields | None]
+
+    def __post_init__(self) -> None:
+        require(len(self.seeds) > 0, "seeds is []; name at least one.")
+        require(len(self.arms) > 0, "arms is {}; name at least one.")
 
 
 def read(path: Path, *, arms: Sequence[str] | None = None) -> Study:
@@ -75,9 +82,10 @@ def read(path: Path, *, arms: Sequence[str] | None = None) -> Study:
 
     Raises: ValueError that names the file and what is wrong: also any arm whose configuration is.
     """
+    tree = yaml_text.read_file(path)
     try:
-        fields = _StudyFields.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (pydantic.ValidationError, yaml.YAMLError) as error:
+        fields = Schema(_StudyFields).build(tree)
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if unknown := set(arms or ()) - fields.arms.keys():
         raise ValueError(
@@ -86,10 +94,10 @@ def read(path: Path, *, arms: Sequence[str] | None = None) -> Study:
     study = Study(
         name=fields.name,
         config=path.parent / fields.config,
-        seeds=tuple(fields.seeds),
+        seeds=fields.seeds,
         arms={
             name: Arm(
-                overrides=fields.set | (arm.set if arm else {}),
+                overrides={**fields.set, **(arm.set if arm else {})},
                 equal_tokens=arm.equal_tokens if arm else None,
             )
             for name, arm in fields.arms.items()

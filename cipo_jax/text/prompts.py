@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grain
 import jinja2
 
 from cipo_jax.config import Prompts
 from cipo_jax.tasks.problem import Problem
 from cipo_jax.text.chat import markers
+from cipo_jax.verify.thinking import without_thinking
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -124,10 +124,7 @@ class Renderer:
         text = self._tokenizer.decode(
             list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
-        # A template may have opened the block in the prompt, and the length limit may have left it
-        # open at the end.
-        return text.rpartition("</think>")[2].partition("<think>")[0].strip()
+        return without_thinking(text).strip()
 
     def is_retokenized(self, token_ids: Sequence[int]) -> bool:
         """Whether the text of a completion, read again, is other tokens than were sampled.
@@ -233,58 +230,6 @@ class Renderer:
                 "system message: leave it empty."
             )
         return [message]
-
-
-class ProblemStream:
-    """Batches of training problems without end, each epoch in a new order.
-
-    A batch never holds a problem twice: what is left at the end of an epoch and fills no batch is
-    left out of that epoch. The order depends on the problems and the seed alone, and the state is
-    the number of batches taken.
-
-    Raises: ValueError if there are fewer problems than a batch takes.
-    """
-
-    def __init__(self, train: Sequence[Problem], batch_size: int, seed: int) -> None:
-        if len(train) < batch_size:
-            raise ValueError(
-                f"train.prompts_per_step is {batch_size}, but there are only {len(train)} training "
-                "problems: lower it, or give more problems."
-            )
-        batches = (
-            grain.MapDataset.source(train)
-            .shuffle(seed)
-            .batch(batch_size, drop_remainder=True, batch_fn=list)
-            .repeat()
-        )
-        # The problems are in memory: reading ahead in threads would only cost.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        self._batches = iter(batches.to_iter_dataset(options))
-        self._source = {"num_problems": len(train), "batch_size": batch_size, "seed": seed}
-
-    def __iter__(self) -> ProblemStream:
-        return self
-
-    def __next__(self) -> list[Problem]:
-        return next(self._batches)
-
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, for JSON."""
-        return {**self._source, "cursor": self._batches.get_state()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
-
-        Raises: ValueError if it was taken from a stream over other problems.
-        """
-        for name, value in self._source.items():
-            if state[name] != value:
-                raise ValueError(
-                    f"The checkpoint was made with {name} = {state[name]}, this run has {value}: "
-                    "resume with the same tasks, train.prompts_per_step and seed, or start a new "
-                    "run from its weights."
-                )
-        self._batches.set_state(state["cursor"])
 
 
 def longest_prompt(renderer: Renderer, problems: Iterable[Problem]) -> int:

@@ -8,9 +8,9 @@ A checkpoint is a folder named by its step. It is written under a temporary name
 everything is on disk, so a folder with a plain number is whole: a process killed while it saves
 leaves a temporary folder, which is never read and which the next `Checkpoints` on it removes.
 
-Beside the host state stand checksums of it and of every array. They are computed on the devices
-from the bits of the arrays, before the save and after a restore, so they hold on any mesh and see
-what went wrong anywhere between: on its way to the disk, there, or on its way back.
+The host state is stored with checksums of itself and of every array (`checksums.py`), made before
+the save and compared after a restore. They see what went wrong anywhere between: on the way to the
+disk, on it, or on the way back.
 """
 
 from __future__ import annotations
@@ -19,18 +19,15 @@ import contextlib
 import json
 import logging
 import os
-import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jaxtyping import UInt32
 
 from cipo_jax.mesh import processes
+from cipo_jax.update import checksums
 
 State = TypeVar("State")
 
@@ -38,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of one run, of which the newest `keep` stay.
+    """The checkpoints of one run; the newest `keep` of them stay.
 
     Opening removes what a killed process left half-written, so there may be one writer per folder;
     readers beside it use `restore_params`. All processes of a multi-host run make the same calls.
@@ -91,7 +88,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    host=ocp.args.JsonSave(_sealed(host_state, _checksums(state))),
+                    host=ocp.args.JsonSave(checksums.sealed(host_state, state)),
                 ),
             )
 
@@ -129,8 +126,8 @@ class Checkpoints:
                         host=ocp.args.JsonRestore(),
                     ),
                 )
-                host_state, checksums = _unsealed(restored.host)
-                _check_bits(restored.state, checksums)
+                host_state, saved_sums = checksums.opened(restored.host)
+                checksums.check(restored.state, saved_sums)
             except Exception as error:
                 unreadable[step] = _first_line(error)
                 _check_alone(unreadable, self._folder)
@@ -185,7 +182,7 @@ def restore_params(
 
     Args:
       abstract_params: tree of `jax.ShapeDtypeStruct` with shardings.
-      step: which one; None for the newest.
+      step: of the checkpoint; None for the newest.
 
     Raises:
       ValueError: there is no such checkpoint, or it is of another architecture.
@@ -212,9 +209,9 @@ def restore_params(
                 partial_restore=True,
             ),
         )
-    _, checksums = _unsealed(json.loads((folder / str(step) / "host" / "metadata").read_text()))
-    saved_sums = {name: x for name, x in checksums.items() if name.startswith("params/")}
-    _check_bits(restored, saved_sums)
+    sealed = json.loads((folder / str(step) / "host" / "metadata").read_text())
+    _, saved_sums = checksums.opened(sealed)
+    checksums.check(restored, saved_sums)
     return restored["params"], step
 
 
@@ -223,7 +220,8 @@ Shapes = dict[str, tuple[tuple[int, ...], str]]
 
 
 def _check_alone(unreadable: dict[int, str], folder: Path) -> None:
-    """Whether a file can be read may differ between hosts, the step to go on from must not."""
+    """Raises where there are other processes: a file that one host can't read another may be able
+    to, and all must continue from the same step."""
     if processes.count() > 1:
         raise RuntimeError(
             f"checkpoints {unreadable} in {folder} can't be read: move their folders away, and "
@@ -236,7 +234,7 @@ def _steps(folder: Path) -> list[int]:
 
 
 def _has_leftovers(folder: Path) -> bool:
-    """Something beside whole checkpoints, such as what a process that was killed left behind."""
+    """Whether there is anything but whole checkpoints, such as the rest of a killed save."""
     return folder.exists() and any(not path.name.isdigit() for path in folder.iterdir())
 
 
@@ -262,80 +260,6 @@ def _check_shapes(saved: Shapes, wanted: Shapes, folder: Path) -> None:
                 f"{_describe(saved.get(name))} there and {_describe(wanted.get(name))} here. Give "
                 "the run the model that it was started with, or an empty folder."
             )
-
-
-def _checksums(tree: Any) -> dict[str, int]:
-    """Path of each array in the state to the checksum of its bits."""
-    # An array at a time: in one program, XLA's CPU backend would hold the hashes of all of them.
-    sums = jax.device_get(jax.tree.map(_bit_sum, tree))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): int(x)
-        for path, x in jax.tree_util.tree_flatten_with_path(sums)[0]
-    }
-
-
-@jax.jit
-def _bit_sum(x: jax.Array) -> UInt32[jax.Array, ""]:
-    """The sum, modulo 2^32, of a hash of each element's bits and place.
-
-    The hash is a bijection of the bits, so a change of one element always changes the sum; several
-    changes cancel with a chance of 2^-32. Sums of whole numbers don't depend on their order, and
-    so not on the mesh.
-    """
-
-    def of_part(x: jax.Array, start: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * np.dtype(x.dtype).itemsize}")
-        place = jnp.full(bits.shape, start, jnp.uint32)
-        for axis, size in enumerate(bits.shape):
-            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(
-                jnp.uint32, bits.shape, axis
-            )
-        # The finaliser of MurmurHash3.
-        h = bits.astype(jnp.uint32) ^ (place * jnp.uint32(0x9E3779B1))
-        h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-        h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-        return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
-
-    if x.ndim < 3:
-        return of_part(x, jnp.uint32(0))
-    # Stacked over layers: one at a time, so that the hashes of a layer are all there is.
-    starts = jnp.arange(x.shape[0], dtype=jnp.uint32)
-
-    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        return total + of_part(*part), None
-
-    total, _ = jax.lax.scan(add, jnp.uint32(0), (x, starts))
-    return total
-
-
-class DamagedError(RuntimeError):
-    """What was read is not what was saved."""
-
-
-def _check_bits(tree: Any, saved: dict[str, int]) -> None:
-    differing = [name for name, found in _checksums(tree).items() if saved.get(name) != found]
-    if differing:
-        raise DamagedError(f"{differing[0]} is not what was saved: its checksum differs")
-
-
-def _sealed(host_state: dict[str, Any], checksums: dict[str, int]) -> dict[str, Any]:
-    """What is stored beside the arrays: the host state and all checksums, its own included."""
-    return {
-        "state": host_state,
-        "array_checksums": checksums,
-        "checksum": _text_checksum(host_state, checksums),
-    }
-
-
-def _unsealed(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-    host_state, checksums = record["state"], record["array_checksums"]
-    if record["checksum"] != _text_checksum(host_state, checksums):
-        raise DamagedError("the host state is not what was saved: its checksum differs")
-    return host_state, checksums
-
-
-def _text_checksum(*parts: Any) -> int:
-    return zlib.crc32(json.dumps(parts, sort_keys=True).encode())
 
 
 def _describe(array: tuple[tuple[int, ...], str] | None) -> str:

@@ -30,24 +30,23 @@ def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:
     is_used_B1 = (jnp.arange(num_rows) < batch.num_rows)[:, None]
     is_token_BT = is_used_B1 & (batch.segment_BT > 0)
     is_target_BT = is_token_BT & batch.is_target_BT
-    trained_on = ("sampler_logprob", "old_logprob", "advantage", "weight", "is_target")
 
-    def cut(name: str) -> Array | None:
-        x_BT = getattr(batch, name)
-        if x_BT is None:
-            return None
-        kept_BT = is_target_BT if name.removesuffix("_BT") in trained_on else is_token_BT
-        x_BT = jnp.where(kept_BT, x_BT, jnp.zeros_like(x_BT))
+    def cut(x_BT: Array, is_kept_BT: Array) -> Array:
+        x_BT = jnp.where(is_kept_BT, x_BT, jnp.zeros_like(x_BT))
         # Rows lie in contiguous pieces on the devices: one exchange here, of a few numbers per
         # token, spares one in each pass of the loop.
         x_MBT = x_BT.reshape(-1, rows_per_microbatch, x_BT.shape[1])
         spec = PartitionSpec(None, ACTIVATION_RULES["B"], None)
         return jax.lax.with_sharding_constraint(x_MBT, spec)
 
-    fields = {name: cut(name) for name in batch.__dataclass_fields__ if name != "num_rows"}
+    at_targets = batch.per_target()
+    arrays = {
+        name: cut(x_BT, is_target_BT if name in at_targets else is_token_BT)
+        for name, x_BT in batch.per_token().items()
+    }
     first_row_M = jnp.arange(0, num_rows, rows_per_microbatch)
     num_rows_M = jnp.clip(batch.num_rows - first_row_M, 0, rows_per_microbatch)
-    return Batch(**fields, num_rows=num_rows_M)
+    return Batch(**arrays, num_rows=num_rows_M)
 
 
 def row_logprobs(

@@ -44,7 +44,7 @@ def make_scorer(cfg: Config, arch: Architecture, mesh: Mesh) -> Scorer:
 
             num_microbatches = -(-batch.num_rows // cfg.train.rows_per_microbatch)
             nothing_MBT = jnp.zeros(microbatches.token_BT.shape, jnp.float32)
-            logprob_MBT = jax.lax.fori_loop(0, num_microbatches, add, nothing_MBT)
+            logprob_MBT: Array = jax.lax.fori_loop(0, num_microbatches, add, nothing_MBT)
             return logprob_MBT.reshape(batch.token_BT.shape)
 
     shardings = batch_shardings(mesh)

@@ -24,7 +24,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32, Int32
 
 from cipo_jax.config import Config, ParityMask
-from cipo_jax.mesh.sharding import PARAM_RULES, batch_shardings, num_row_shards, shardings_of
+from cipo_jax.mesh.sharding import (
+    PARAM_RULES,
+    batch_shardings,
+    num_row_shards,
+    shardings_of,
+    with_shardings,
+)
 from cipo_jax.method import gaps
 from cipo_jax.method.gaps import Gaps
 from cipo_jax.method.losses import Sums, joint_loss, policy_loss
@@ -32,12 +38,12 @@ from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params
 from cipo_jax.records import Batch, Stream
 from cipo_jax.update import policy
+from cipo_jax.update.metrics import UpdateMetrics
 from cipo_jax.update.microbatch import microbatches_of, row_logprobs
 from cipo_jax.update.optim import learning_rate, make_optimizer, opt_state_shardings
 from cipo_jax.update.policy import Trainable
 
-Metrics = dict[str, Float32[Array, ""] | Gaps]
-TrainStep = Callable[["TrainState", Params | None, Batch], tuple["TrainState", Metrics]]
+TrainStep = Callable[["TrainState", Params | None, Batch], tuple["TrainState", UpdateMetrics]]
 
 
 @flax.struct.dataclass
@@ -78,20 +84,18 @@ def abstract_state(cfg: Config, arch: Architecture, mesh: Mesh) -> TrainState:
     """The state as `jax.ShapeDtypeStruct`s with shardings: what to restore or to compile for."""
     params = policy.abstract_trainable(cfg, arch)
     opt_state = jax.eval_shape(partial(_init_opt_state, cfg=cfg), params)
-    state = TrainState(params, opt_state, jax.ShapeDtypeStruct((), jnp.int32))
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        state,
-        state_shardings(state, mesh),
-    )
+    step = jax.eval_shape(jnp.int32, 0)
+    state = TrainState(params, opt_state, step)
+    return with_shardings(state, state_shardings(state, mesh))
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """The state with a NamedSharding in the place of each array."""
+    whole: Any = NamedSharding(mesh, PartitionSpec())
     return TrainState(
         params=shardings_of(state.params, mesh, PARAM_RULES),
         opt_state=opt_state_shardings(state.opt_state, state.params, mesh),
-        step=NamedSharding(mesh, PartitionSpec()),
+        step=whole,
     )
 
 
@@ -118,25 +122,15 @@ def make_train_step(
       frozen: the reference policy where everything is trained and kl.weight is positive; the base
         model, which is also the reference policy, where an adapter is trained; otherwise None.
       batch: B rows, a multiple of train.rows_per_microbatch, all with train.row_tokens tokens.
-    Returns of the step, beside the state, float32 scalars on the device:
-      loss/base, loss/correction: each stream's loss, KL penalty included.
-      loss/total: base + correction.weight * correction, what the update descends.
-      loss/kl: mean divergence from the reference over trained tokens, nats; NaN without one.
-      grad/norm: global norm before clipping. grad/is_finite: 0 where no update was applied.
-      policy/entropy, policy/clip_share, policy/ratio: means over trained tokens; so are
-        importance/weight and importance/bounded_share, 1 and 0 without importance correction.
-      parity/logprob_abs_mean, parity/logprob_abs_max: |trainer - sampler log-prob|, nats, over all
-        sampled tokens of the batch, also where they are masked. parity/gaps: the same by bucket,
-        a `Gaps`. parity/tripped: 1 where they are beyond the limits of `parity`.
-        parity/masked_share: of tokens, left out by `parity.kind` mask.
-      optimizer/learning_rate: rate of this update. train/tokens: trained tokens.
-    Means are NaN without trained tokens.
+    Returns of the step: the next state, and `UpdateMetrics`.
     Raises: ValueError at the first call for a shape that breaks these rules.
     """
     optimizer = make_optimizer(cfg.optimizer, _num_updates(cfg))
     layout = state_shardings(abstract_state(cfg, arch, mesh), mesh)
 
-    def step(state: TrainState, frozen: Params | None, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, frozen: Params | None, batch: Batch
+    ) -> tuple[TrainState, UpdateMetrics]:
         _check_arguments(frozen, batch, cfg, mesh)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             accumulated = _accumulate(
@@ -157,14 +151,26 @@ def make_train_step(
                 is_first = state.step % cfg.train.updates_per_step == 0
                 is_applied &= ~(is_beyond & is_first)
             state = jax.tree.map(lambda new, old: jnp.where(is_applied, new, old), updated, state)
-        return state, {
-            **_metrics(accumulated),
-            "loss/total": loss,
-            "grad/norm": norm,
-            "grad/is_finite": is_finite.astype(jnp.float32),
-            "optimizer/learning_rate": rate,
-            "parity/tripped": is_beyond.astype(jnp.float32),
-        }
+        means = {name: total / count for name, (total, count) in accumulated.sums.items()}
+        _, num_tokens = accumulated.sums["policy/entropy"]
+        return state, UpdateMetrics(
+            loss_base=accumulated.loss_by_stream[Stream.BASE],
+            loss_correction=accumulated.loss_by_stream[Stream.CORRECTION],
+            loss_total=loss,
+            kl=means.get("kl", jnp.float32(jnp.nan)),
+            grad_norm=norm,
+            is_finite=is_finite,
+            learning_rate=rate,
+            entropy=means["policy/entropy"],
+            clip_share=means["policy/clip_share"],
+            ratio=means["policy/ratio"],
+            importance_weight=means["importance/weight"],
+            importance_bounded_share=means["importance/bounded_share"],
+            num_tokens=num_tokens,
+            gaps=accumulated.gaps,
+            num_masked=accumulated.num_masked,
+            is_tripped=is_beyond,
+        )
 
     return jax.jit(
         step,
@@ -192,7 +198,7 @@ def _accumulate(
     reference = policy.reference(frozen, cfg) if cfg.kl.is_in_loss else None
 
     def loss(trainable: Trainable, rows: Batch) -> tuple[Array, _Found]:
-        params = policy.weights(trainable, frozen, cfg)
+        params = policy.params(trainable, frozen, cfg)
         logprob_BT, entropy_BT = row_logprobs(params, rows, cfg=cfg, arch=arch)
         reference_logprob_BT = None
         if reference is not None:
@@ -244,29 +250,8 @@ def _accumulate(
         num_masked=jnp.float32(0),
     )
     num_microbatches = -(-batch.num_rows // rows_per_microbatch)
-    return jax.lax.fori_loop(0, num_microbatches, add, nothing)
-
-
-def _metrics(accumulated: Accumulated) -> Metrics:
-    means = {name: total / count for name, (total, count) in accumulated.sums.items()}
-    _, num_tokens = accumulated.sums["policy/entropy"]
-    found = accumulated.gaps
-    num_sampled = found.count[0]
-    return {
-        "loss/base": accumulated.loss_by_stream[Stream.BASE],
-        "loss/correction": accumulated.loss_by_stream[Stream.CORRECTION],
-        "loss/kl": means.get("kl", jnp.float32(jnp.nan)),
-        "policy/entropy": means["policy/entropy"],
-        "policy/clip_share": means["policy/clip_share"],
-        "policy/ratio": means["policy/ratio"],
-        "importance/weight": means["importance/weight"],
-        "importance/bounded_share": means["importance/bounded_share"],
-        "parity/logprob_abs_mean": found.total[0] / num_sampled,
-        "parity/logprob_abs_max": found.largest[0],
-        "parity/gaps": found,
-        "parity/masked_share": accumulated.num_masked / num_sampled,
-        "train/tokens": num_tokens,
-    }
+    accumulated: Accumulated = jax.lax.fori_loop(0, num_microbatches, add, nothing)
+    return accumulated
 
 
 def _check_arguments(frozen: Params | None, batch: Batch, cfg: Config, mesh: Mesh) -> None:

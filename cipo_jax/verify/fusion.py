@@ -7,13 +7,14 @@ and its own opinion of the result is not asked for.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from cipo_jax.verify.code import fenced, judging
 from cipo_jax.verify.remote import Endpoint, EndpointError, ThreadedPool
 from cipo_jax.verify.verdict import (
-    NumberReference,
+    PlainReference,
     Reason,
     Reference,
     StdioReference,
@@ -25,9 +26,25 @@ from cipo_jax.verify.verdict import (
 if TYPE_CHECKING:
     from cipo_jax.config import Verify
 
+TRIAL = "print(6 * 7)"
+"""The program with which a server shows that it runs programs."""
+
+_Judged = PlainReference | StdioReference
+
+
+def check_kinds(kinds: Iterable[type[Reference]]) -> None:
+    """Raises: ValueError where one of these kinds of reference needs more than a runner."""
+    others = [kind.__name__ for kind in kinds if not issubclass(kind, _Judged)]
+    if others:
+        raise ValueError(
+            "verify.service_kind is 'sandbox-fusion', a server that runs programs which read "
+            f"standard input, and there are problems with {', '.join(sorted(others))}: judge them "
+            "with `cipo verify-serve`, or here (leave verify.service_url empty)."
+        )
+
 
 class FusionPool(ThreadedPool):
-    """Judges programs that read standard input; numbers are judged on the spot.
+    """Judges programs that read standard input; numbers and texts are judged on the spot.
 
     Args:
       url: of the server.
@@ -35,6 +52,7 @@ class FusionPool(ThreadedPool):
         for each case.
       deadline_s: for one verdict with all its cases and tries.
       connections: programs that run at the same time.
+    Raises: EndpointError if the server can't be reached or doesn't run a first program.
     """
 
     def __init__(
@@ -48,25 +66,22 @@ class FusionPool(ThreadedPool):
             f"SandboxFusion {url}: programs run there under that server's own isolation, which is "
             "not checked from here"
         )
+        trial = self._run(TRIAL, "", settings.deadline_s, min(10.0, deadline_s))
+        if trial != ("ok", "42\n"):
+            raise EndpointError(f"{url} does not run Python: {TRIAL!r} gave {trial}.")
         super().__init__(connections)
 
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
-        """The verdict to come. Raises: TypeError for references that need more than a runner."""
-        if not isinstance(reference, StdioReference | NumberReference):
-            raise TypeError(
-                f"A SandboxFusion server runs programs that read standard input; a "
-                f"{type(reference).__name__} needs a VerifierPool or a verifier service."
-            )
+        """The verdict to come. Raises: ValueError for references that need more than a runner."""
+        check_kinds([type(reference)])
         return super().submit(completion, reference)
 
     def _judge(self, completion: str, reference: Reference) -> Verdict:
         assert isinstance(reference, StdioReference)
         deadline = time.monotonic() + self._deadline_s
         source = fenced.extract(completion)
-        if not source.strip():
-            return wrong("no_answer")
-        if len(source) > judging.MAX_SOURCE:
-            return wrong("bad_format", error=f"the program has {len(source)} characters")
+        if refused := judging.refusal(source):
+            return refused
         source = judging.with_prelude(reference.prelude, source)
         run_s = reference.case_s or self._settings.deadline_s
         for index, (given, expected) in enumerate(reference.cases):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import abc
 import atexit
 import functools
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 from cipo_jax.verify.answers.judging import fast_path
-from cipo_jax.verify.verdict import NumberReference, Reference, TextReference, Verdict
+from cipo_jax.verify.verdict import PlainReference, Reference, Verdict
 
 if TYPE_CHECKING:
     from cipo_jax.config import Verify
+    from cipo_jax.verify.fusion import FusionPool
+    from cipo_jax.verify.pool import VerifierPool
+    from cipo_jax.verify.remote import RemotePool
 
 
 class Judge(Protocol):
@@ -34,6 +38,30 @@ class Judge(Protocol):
         """Finish what was submitted, and end every process."""
 
 
+class Pool(abc.ABC):
+    """A judge whose verdicts take their time: many are asked for at once. Used in a `with` block,
+    which an error leaves without waiting for what has not begun.
+    """
+
+    @abc.abstractmethod
+    def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
+        """The verdict to come."""
+
+    @abc.abstractmethod
+    def close(self, *, is_abandoned: bool = False) -> None:
+        """Finish what was submitted, or if abandoned what has begun, and end every process."""
+
+    def map(self, pairs: Iterable[tuple[str, Reference]]) -> list[Verdict]:
+        """Verdicts of (completion, reference) pairs, in their order."""
+        return [future.result() for future in [self.submit(*pair) for pair in pairs]]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(is_abandoned=kind is not None)
+
+
 class InlineJudge:
     """Judges plain numbers and plain texts in this process.
 
@@ -48,7 +76,7 @@ class InlineJudge:
     def submit(self, completion: str, reference: Reference) -> Future[Verdict]:
         """The verdict, as a future that is done. Raises: TypeError for any other reference."""
         verdict = fast_path(completion, reference)
-        if not isinstance(reference, NumberReference | TextReference) or verdict is None:
+        if not isinstance(reference, PlainReference) or verdict is None:
             raise TypeError(f"{type(reference).__name__} needs a VerifierPool to be judged.")
         future: Future[Verdict] = Future()
         future.set_result(verdict)
@@ -72,7 +100,7 @@ def verify(completion: str, reference: Reference, *, settings: Verify | None = N
     """
     from cipo_jax.config import Verify
 
-    if isinstance(reference, NumberReference | TextReference):
+    if isinstance(reference, PlainReference):
         return InlineJudge().submit(completion, reference).result()
     return _kept_pool(settings or Verify(), os.getpid()).submit(completion, reference).result()
 
@@ -80,23 +108,50 @@ def verify(completion: str, reference: Reference, *, settings: Verify | None = N
 @functools.cache
 def _kept_pool(settings: Verify, process: int) -> Judge:
     """The pool of `verify`; a fork of the process has none of its threads, so it gets its own."""
-    pool = _open_pool(settings)
+    pool = open_pool(settings)
     atexit.register(pool.close)
     return pool
 
 
-def _open_pool(settings: Verify) -> Judge:
-    # Here, since a nursery imports this package too, and without the packages that this needs.
-    from cipo_jax.verify.remote import open_pool
+def open_pool(settings: Verify) -> VerifierPool | RemotePool | FusionPool:
+    """The pool that the configuration asks for: of this host, or of a server.
 
-    return open_pool(settings)
+    Raises: SandboxError where no sandbox holds here; ConnectionError for a server that can't be
+      reached, refuses the token or doesn't run programs.
+    """
+    # Here, since a nursery imports this package too, and without the packages that these need.
+    from cipo_jax.verify.fusion import FusionPool
+    from cipo_jax.verify.pool import VerifierPool
+    from cipo_jax.verify.remote import TOKEN_VARIABLE, RemotePool
+
+    if not settings.service_url:
+        return VerifierPool(settings)
+    if settings.service_kind == "sandbox-fusion":
+        return FusionPool(
+            settings.service_url,
+            settings,
+            deadline_s=settings.service_deadline_s,
+            connections=settings.workers,
+        )
+    return RemotePool(
+        settings.service_url,
+        token=os.environ.get(TOKEN_VARIABLE, ""),
+        deadline_s=settings.service_deadline_s,
+        connections=settings.workers,
+    )
 
 
 def open_judge(settings: Verify, references: Iterable[Reference]) -> Judge:
     """The judge for tasks with these references: processes only where one of them needs any.
 
-    Raises: SandboxError where the pool is needed and no sandbox holds.
+    Raises: as `open_pool`; ValueError for references that the server of `verify.service_kind` can't
+      judge.
     """
-    if all(isinstance(reference, NumberReference | TextReference) for reference in references):
+    kinds = {type(reference) for reference in references}
+    if all(issubclass(kind, PlainReference) for kind in kinds):
         return InlineJudge()
-    return _open_pool(settings)
+    if settings.service_kind == "sandbox-fusion":
+        from cipo_jax.verify.fusion import check_kinds
+
+        check_kinds(kinds)
+    return open_pool(settings)

@@ -8,29 +8,23 @@ cells and then reported as unknown, never as wrong.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import os
 import queue
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from cipo_jax.verify.answers import judging
+from cipo_jax.verify.judge import Pool
 from cipo_jax.verify.protocol import Limits
 from cipo_jax.verify.sandbox import probe
 from cipo_jax.verify.sandbox.host import Nursery
 from cipo_jax.verify.slot import Slot
-from cipo_jax.verify.verdict import (
-    MathReference,
-    NumberReference,
-    Reason,
-    Reference,
-    TextReference,
-    Verdict,
-)
+from cipo_jax.verify.verdict import Reason, Reference, Verdict
 
 if TYPE_CHECKING:
     from cipo_jax.config import Verify
@@ -82,7 +76,7 @@ class Protection:
         )
 
 
-class VerifierPool:
+class VerifierPool(Pool):
     """Judges completions in parallel.
 
         with VerifierPool(cfg.verify) as pool:
@@ -120,7 +114,7 @@ class VerifierPool:
         self._counts_lock = threading.Lock()
         self._pid = os.getpid()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._open_lock = threading.Lock()  # nothing is put after the words that end the workers
+        self._open_lock = threading.Lock()  # so that no job is put behind what ends the workers
         self._is_open = True
         self._threads = [
             threading.Thread(target=self._work, name=f"verifier-{index}", daemon=True)
@@ -142,21 +136,16 @@ class VerifierPool:
         if os.getpid() != self._pid:
             raise ValueError("a fork of the process that opened the verifier pool needs its own.")
         future: Future[Verdict] = Future()
-        if isinstance(reference, NumberReference | MathReference | TextReference):
-            started = time.perf_counter()
-            verdict = judging.fast_path(completion, reference)
-            if verdict is not None:
-                future.set_result(self._counted(verdict, started))
-                return future
+        started = time.perf_counter()
+        verdict = judging.fast_path(completion, reference)
+        if verdict is not None:
+            future.set_result(self._counted(verdict, started))
+            return future
         with self._open_lock:
             if not self._is_open:
                 raise ValueError("the verifier pool is closed.")
             self._jobs.put((completion, reference, future))
         return future
-
-    def map(self, pairs: Iterable[tuple[str, Reference]]) -> list[Verdict]:
-        """Verdicts of (completion, reference) pairs, in their order."""
-        return [future.result() for future in [self.submit(*pair) for pair in pairs]]
 
     @property
     def is_sandboxed(self) -> bool:
@@ -169,14 +158,16 @@ class VerifierPool:
         with self._counts_lock:
             return dict(self._counts)
 
-    def close(self) -> None:
-        """Finishes what was submitted, then ends every process. May be called twice; in a fork of
-        the process that opened the pool it does nothing.
+    def close(self, *, is_abandoned: bool = False) -> None:
+        """Finishes what was submitted (if abandoned, what has begun), then ends every process. May
+        be called twice; in a fork of the process that opened the pool it does nothing.
         """
         if os.getpid() != self._pid:
             return
         with self._open_lock:
             was_open, self._is_open = self._is_open, False
+            if was_open and is_abandoned:
+                self._cancel_waiting()
             for _ in self._threads if was_open else ():
                 self._jobs.put(None)
         for thread in self._threads:
@@ -184,22 +175,9 @@ class VerifierPool:
         for nursery in self._nurseries.values():
             nursery.close()
 
-    def __enter__(self) -> VerifierPool:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._drop_waiting()
-        self.close()
-
-    def _drop_waiting(self) -> None:
-        """After an error nobody waits for the rest."""
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
+    def _cancel_waiting(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while job := self._jobs.get_nowait():
                 job[2].cancel()
 
     def _work(self) -> None:

@@ -10,22 +10,18 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
-import os
 import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from cipo_jax.verify.answers import judging
-from cipo_jax.verify.pool import VerifierPool
+from cipo_jax.verify.judge import Pool
 from cipo_jax.verify.verdict import Reference, Verdict, unknown
 from cipo_jax.verify.wire import decode_verdict, encode_reference
-
-if TYPE_CHECKING:
-    from cipo_jax.config import Verify
 
 TOKEN_VARIABLE = "CIPO_VERIFY_TOKEN"
 """Environment variable with the service's token: secrets don't belong into a config."""
@@ -43,20 +39,6 @@ class RefusedError(EndpointError):
     """The server refused the request itself, and would again: wrong token, malformed, too large."""
 
 
-def open_pool(settings: Verify) -> VerifierPool | RemotePool:
-    """The pool that the configuration asks for: local, or a service with the token of the
-    environment variable `CIPO_VERIFY_TOKEN`.
-    """
-    if not settings.service_url:
-        return VerifierPool(settings)
-    return RemotePool(
-        settings.service_url,
-        token=os.environ.get(TOKEN_VARIABLE, ""),
-        deadline_s=settings.service_deadline_s,
-        connections=settings.workers,
-    )
-
-
 class Endpoint:
     """An HTTP server that is asked in JSON, from any thread, over connections that stay open."""
 
@@ -66,7 +48,7 @@ class Endpoint:
             raise ValueError(f"{url!r} is no address of a server, such as http://10.0.0.7:8790.")
         self._url = parsed
         self._headers = {"Content-Type": "application/json", **headers}
-        self._local = threading.local()
+        self._local = _Local()
 
     def ask(self, method: str, path: str, question: Any, *, deadline_s: float) -> Any:
         """The reply to a question, tried again until the deadline.
@@ -118,10 +100,10 @@ class Endpoint:
         return response.status, reply, float(pause) if pause.isdigit() else 0.0
 
     def _connection(self) -> http.client.HTTPConnection:
-        if getattr(self._local, "connection", None) is None:
-            assert self._url.hostname
+        if self._local.connection is None:
             kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-            self._local.connection = kind[self._url.scheme](self._url.hostname, self._url.port)
+            host = self._url.hostname or ""
+            self._local.connection = kind[self._url.scheme](host, self._url.port)
         return self._local.connection
 
     def _drop(self) -> None:
@@ -129,8 +111,14 @@ class Endpoint:
         self._local.connection = None
 
 
-class ThreadedPool:
-    """`submit` and `map` over threads that wait for a server."""
+class _Local(threading.local):
+    """One thread's connection."""
+
+    connection: http.client.HTTPConnection | None = None
+
+
+class ThreadedPool(Pool):
+    """Threads that wait for a server."""
 
     def __init__(self, connections: int) -> None:
         self._threads = ThreadPoolExecutor(connections, thread_name_prefix="remote-verifier")
@@ -145,20 +133,9 @@ class ThreadedPool:
         future.set_result(dataclasses.replace(verdict, seconds=time.perf_counter() - start))
         return future
 
-    def map(self, pairs: Iterable[tuple[str, Reference]]) -> list[Verdict]:
-        """Verdicts of (completion, reference) pairs, in their order."""
-        return [future.result() for future in [self.submit(*pair) for pair in pairs]]
-
-    def close(self) -> None:
-        """Waits for what was submitted."""
-        self._threads.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error nobody waits for the rest.
-        self._threads.shutdown(cancel_futures=kind is not None)
+    def close(self, *, is_abandoned: bool = False) -> None:
+        """Waits for what was submitted, or if abandoned for what has begun."""
+        self._threads.shutdown(cancel_futures=is_abandoned)
 
     def _judge_or_unknown(self, completion: str, reference: Reference) -> Verdict:
         start = time.perf_counter()

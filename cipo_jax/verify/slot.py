@@ -10,7 +10,7 @@ import signal
 import socket
 
 from cipo_jax.verify import protocol
-from cipo_jax.verify.answers.extract import MAX_COMPLETION_CHARS
+from cipo_jax.verify.answers.extract import said
 from cipo_jax.verify.code import judging
 from cipo_jax.verify.protocol import Limits
 from cipo_jax.verify.sandbox import programs
@@ -119,7 +119,7 @@ class Answerer:
         """One verdict; past the limit the process is killed and the verdict is unknown."""
         order = {
             "reference": dataclasses.asdict(reference),
-            "completion": completion[-MAX_COMPLETION_CHARS:],
+            "completion": said(completion),
         }
         try:
             frame = protocol.exchange(

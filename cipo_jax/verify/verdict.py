@@ -166,6 +166,10 @@ def _require_amount(reference: Any, field_name: str) -> None:
         )
 
 
+PlainReference = NumberReference | TextReference
+"""Judged by finding an answer in a text and comparing it, which executes nothing that a model
+wrote."""
+
 Reference = (
     NumberReference
     | MathReference

@@ -12,8 +12,7 @@ import math
 import typing
 from typing import Any
 
-import pydantic
-
+from cipo_jax.config.schema import Schema
 from cipo_jax.verify import values
 from cipo_jax.verify.verdict import Reference, Status, Verdict
 
@@ -25,19 +24,8 @@ KINDS: dict[str, type[Reference]] = {
 _NAMES = {kind: name for name, kind in KINDS.items()}
 
 
-def _check_of(kind: type[Reference]) -> type[pydantic.BaseModel]:
-    """A model with the dataclass's fields that takes exact types and no other field."""
-    hints = typing.get_type_hints(kind)
-    fields: dict[str, Any] = {
-        f.name: (hints[f.name], ... if f.default is dataclasses.MISSING else f.default)
-        for f in dataclasses.fields(kind)
-    }
-    config = pydantic.ConfigDict(strict=True, extra="forbid")
-    return pydantic.create_model(kind.__name__, __config__=config, **fields)
-
-
-_CHECKS = {name: _check_of(kind) for name, kind in KINDS.items()}
-_VERDICT = pydantic.TypeAdapter(Verdict)
+_SCHEMAS = {name: Schema(kind, sequence=tuple) for name, kind in KINDS.items()}
+_VERDICT = Schema(Verdict)
 
 
 def encode_reference(reference: Reference) -> str:
@@ -50,8 +38,7 @@ def decode_reference(text: str) -> Reference:
     """The reference of a text. Raises: ValueError that says what is wrong with it."""
     match values.decode(text):
         case (str(name), dict(fields)) if name in KINDS:
-            checked = _CHECKS[name].model_validate(fields)
-            return KINDS[name](**{field: getattr(checked, field) for field in fields})
+            return _SCHEMAS[name].build(fields)
     raise ValueError(f"not a reference: {text[:80]!r}.")
 
 
@@ -69,7 +56,7 @@ def decode_verdict(record: Any) -> Verdict:
     """The verdict of such a dict. Raises: ValueError if it isn't one."""
     try:
         status = Status(record["status"])
-        return _VERDICT.validate_python(
+        return _VERDICT.build(
             {
                 "status": status,
                 "reward": {Status.RIGHT: 1.0, Status.WRONG: 0.0}.get(status, math.nan),

@@ -31,7 +31,7 @@ FIELDS = ("router", "expert_gate", "expert_up", "expert_down")
 
 
 def forward(x_BTD, *weights):
-    return mix_experts(x_BTD, *weights, arch=ARCH)
+    return mix_experts(x_BTD, *weights, experts=ARCH.experts, activation=ARCH.activation)
 
 
 def loss(x_BTD, *weights):
@@ -40,7 +40,7 @@ def loss(x_BTD, *weights):
 
 if __name__ == "__main__":
     chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    mesh = make_mesh(config.Mesh(fsdp=2, expert=4), list(chips))
+    mesh = make_mesh(config.MeshShape(fsdp=2, expert=4), list(chips))
     blocks = abstract(ARCH).blocks
     shardings = shardings_of(blocks, mesh, PARAM_RULES)
 

@@ -86,7 +86,7 @@ def read(folder: Path, num_devices: int) -> None:
     from cipo_jax.model.transformer import abstract
 
     arch = hf.architecture(folder)
-    shardings = shardings_of(abstract(arch), make_mesh(config.Mesh()), PARAM_RULES)
+    shardings = shardings_of(abstract(arch), make_mesh(config.MeshShape()), PARAM_RULES)
     largest = max(4 * np.prod(s.form.file_shape) for s in layout.slots(hf.layout_of(arch), arch))
     for name in ("first", "second"):
         before, peak, is_done = memory(), memory(), threading.Event()

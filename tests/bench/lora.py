@@ -42,7 +42,7 @@ PROMPT, NEW, SAMPLES, PROMPTS = 24, 24, 2, 4
 def memory(arch: Architecture, adapter_: AdapterConfig, kl: float) -> tuple[float, ...]:
     """Millions of trained parameters; MiB of the state, of frozen weights, of temporaries."""
     cfg = dataclasses.replace(make_config(BASE), adapter=adapter_, kl=config.Kl(weight=kl))
-    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    mesh = make_mesh(config.MeshShape(), jax.devices()[:1])
     state, frozen = abstract_state(cfg, arch, mesh), policy.abstract_frozen(cfg, arch, mesh)
     batch = abstract_batch(BASE["rows"], BASE["row_tokens"])
     lowered = make_train_step(cfg, arch, mesh).lower(state, frozen, batch)

@@ -15,7 +15,6 @@ import statistics
 import time
 
 import jax
-import numpy as np
 
 from cipo_jax import config
 from cipo_jax.config import Config
@@ -28,17 +27,6 @@ from cipo_jax.update.train_step import init_state, make_train_step
 CALLS = 300
 
 
-def make_batch(rows: int, row_tokens: int) -> Batch:
-    floats = {"sampler_logprob_BT", "advantage_BT", "weight_BT"}
-    fields = {
-        name: np.zeros((rows, row_tokens), np.float32 if name in floats else np.int32)
-        for name in Batch.__dataclass_fields__
-        if name not in ("num_rows", "old_logprob_BT", "is_target_BT")
-    }
-    is_target_BT = np.zeros((rows, row_tokens), bool)
-    return Batch(**fields, is_target_BT=is_target_BT, num_rows=np.int32(0))
-
-
 def main() -> None:
     arch = PRESETS["tiny-qwen3"]
     cfg = Config(
@@ -49,12 +37,12 @@ def main() -> None:
         sampling=config.Sampling(max_new_tokens=128),
         train=config.Train(row_tokens=512, compute_dtype="float32"),
     )
-    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    mesh = make_mesh(config.MeshShape(), jax.devices()[:1])
     step = make_train_step(cfg, arch, mesh)
     state = init_state(init(jax.random.key(0), arch), cfg, mesh)
     print(f"{len(jax.tree.leaves(state))} arrays in the state, {jax.devices()[0].device_kind}")
     for rows in (8, 64):
-        batch = make_batch(rows, 512)
+        batch = Batch.empty(rows, 512)
         dispatch, fetch = [], []
         for call in range(CALLS + 20):
             start = time.thread_time()

@@ -15,7 +15,6 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 
 from cipo_jax import config
 from cipo_jax.mesh.sharding import make_mesh
@@ -54,24 +53,15 @@ def make_config(shape: dict) -> config.Config:
 
 
 def abstract_batch(rows: int, row_tokens: int) -> Batch:
-    dtypes = {"is_target_BT": jnp.bool_} | dict.fromkeys(
-        ("sampler_logprob_BT", "advantage_BT", "weight_BT"), jnp.float32
-    )
-    return Batch(
-        **{
-            name: jax.ShapeDtypeStruct(
-                () if name == "num_rows" else (rows, row_tokens), dtypes.get(name, jnp.int32)
-            )
-            for name in Batch.__dataclass_fields__
-        }
-    )
+    batch = Batch.empty(rows, row_tokens, has_old_logprob=True)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
 
 
 def measure(arch: Architecture, shape: dict) -> tuple[int, int, float]:
     """Temporary bytes of the step, the bytes of two copies of the gradient that are in them (the
     sum so far and a microbatch's own), and the operations that XLA counts in one microbatch."""
     arch = dataclasses.replace(arch, vocab_size=shape["vocab"], num_layers=shape["layers"])
-    cfg, mesh = make_config(shape), make_mesh(config.Mesh(), jax.devices()[:1])
+    cfg, mesh = make_config(shape), make_mesh(config.MeshShape(), jax.devices()[:1])
     state = abstract_state(cfg, arch, mesh)
     batch = abstract_batch(shape["rows"], shape["row_tokens"])
     lowered = make_train_step(cfg, arch, mesh).lower(state, None, batch)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -16,6 +17,7 @@ from cipo_jax.config import (
     Lora,
     RandomModel,
     configfile,
+    meanings,
 )
 from tests import ROOT
 
@@ -92,7 +94,7 @@ def test_numbers_as_people_write_them(write):
         ("", "must hold settings"),
         ("- a\n", "must hold settings"),
         ("name: [", "is not valid YAML"),
-        (MINIMAL + "name: twice\n", "the key 'name' stands here twice"),
+        (MINIMAL + "name: twice\n", "the key 'name' is given twice"),
         ("name: demo\ntasks: {kind: generated}\n", r"model is missing"),
         (
             "name: demo\nmodel: {preset: x}\ntasks: {kind: generated}\n",
@@ -100,13 +102,13 @@ def test_numbers_as_people_write_them(write):
         ),
         (
             MINIMAL + "optimizer: {kind: adamw, learing_rate: 1}\n",
-            r"optimizer\.learing_rate is no setting\. Did you mean optimizer\.learning_rate\?",
+            r"optimizer\.learing_rate is not a setting\. Did you mean optimizer\.learning_rate\?",
         ),
         (MINIMAL + "optimiser: {learning_rate: 1}\n", r"Did you mean optimizer\?"),
         (MINIMAL + "learning_rate: 1\n", r"Did you mean optimizer\.learning_rate\?"),
-        (MINIMAL + "zzz: 1\n", r"zzz is no setting\. The top level has: name, seed"),
-        (MINIMAL + "log: {zzz: 1}\n", r"log\.zzz is no setting\. log has: tensorboard"),
-        (MINIMAL + "1: 1\n", r"1 is no setting"),
+        (MINIMAL + "zzz: 1\n", r"zzz is not a setting\. The top level has: name, seed"),
+        (MINIMAL + "log: {zzz: 1}\n", r"log\.zzz is not a setting\. log has: tensorboard"),
+        (MINIMAL + "1: 1\n", r"1 is not a setting"),
         (MINIMAL + "[a]: 1\n", r"is not valid YAML"),
         (MINIMAL + "correction: {controller: {kind: [a]}}\n", r"kind is \['a'\]; choose one of"),
         (MINIMAL + "train: {steps: ten}\n", r"train\.steps is 'ten'; it must be a whole number"),
@@ -130,7 +132,7 @@ def test_numbers_as_people_write_them(write):
         (MINIMAL + "objective: {ddof: 1}\n", r"objective\.kind is missing; choose one of grpo"),
         (
             MINIMAL + "objective: {kind: rloo, ddof: 1}\n",
-            r"objective\.ddof is no setting of kind 'rloo', but of kind 'grpo'",
+            r"objective\.ddof is not a setting of kind 'rloo', but of kind 'grpo'",
         ),
         (
             MINIMAL + "correction: {max_anchors_per_prompt: some}\n",
@@ -142,9 +144,12 @@ def test_numbers_as_people_write_them(write):
         ),
         (
             MINIMAL + "correction: {controller: {kind: fixed, ratio_start: 1}}\n",
-            r"ratio_start is no setting of kind 'fixed', but of kind 'cipo_reimpl'",
+            r"ratio_start is not a setting of kind 'fixed', but of kind 'cipo_reimpl'",
         ),
-        (MINIMAL + "kl: {weight: -1}\n", r"^[^\n]*run\.yaml: kl\.weight is -1\.0; it can't be"),
+        (
+            MINIMAL + "kl: {weight: -1}\n",
+            r"^[^\n]*run\.yaml: kl\.weight is -1\.0; it must be at least 0",
+        ),
         (MINIMAL + "train: {row_tokens: 12}\n", r"raise train\.row_tokens"),
     ],
 )
@@ -228,19 +233,22 @@ def test_lists(write, tmp_path):
             r"adapter\.projections is \['q', 'w'\]; it must be a list \[\.\.\.\] of q \| k",
         ),
         (["--adapter.kind", "lora", "--adapter.projections", "q"], r"is 'q'; it must be a list"),
-        (["--train.step", "3"], r"^train\.step is no setting\. Did you mean train\.steps\?"),
+        (["--train.step", "3"], r"^train\.step is not a setting\. Did you mean train\.steps\?"),
         (["--steps", "3"], r"Did you mean train\.steps\?"),
         (["--trian.steps", "3"], r"Did you mean train\?"),
         (["--train.steps.x", "3"], r"--train\.steps\.x: train\.steps is a single value"),
         (["--train.steps"], r"--train\.steps has no value"),
         (["--train.steps", "--seed", "3"], r"--train\.steps has no value"),
-        (["train.steps", "3"], r"'train\.steps' is no override"),
-        (["--", "3"], r"'--' is no override"),
-        (["--train.", "3"], r"train\. is no setting"),
-        (["--kl.weight", "[1"], r"--kl\.weight: '\[1' is no YAML value"),
+        (["train.steps", "3"], r"'train\.steps' is not an option"),
+        (["--", "3"], r"'--' is not an option"),
+        (["--train.", "3"], r"train\. is not a setting"),
+        (["--kl.weight", "[1"], r"--kl\.weight: '\[1' is not valid YAML"),
         (["--train.steps", "3.0"], r"train\.steps is 3\.0; it must be a whole number"),
         (["--train.compute-dtype", "bf16"], r"Did you mean 'bfloat16'\?"),
-        (["--model.path", "x"], r"model\.path is no setting of kind 'random', but of kind 'pretr"),
+        (
+            ["--model.path", "x"],
+            r"model\.path is not a setting of kind 'random', but of kind 'pretr",
+        ),
         (["--model.kind", "pretrained"], r"model\.path is missing"),
         (["--correction.controller.kind", "fixd"], r"Did you mean 'fixed'\?"),
         (
@@ -256,13 +264,66 @@ def test_a_mistaken_override_is_named(write, overrides, message):
         configfile.load(path, overrides)
 
 
+def test_an_override_does_not_hide_a_mistake_of_the_file(write):
+    path = write(MINIMAL + "train: 3\nlog:\n")
+    with pytest.raises(ValueError, match=r"train is 3; it must hold settings of its own"):
+        configfile.load(path, ["--train.steps", "5"])
+    with pytest.raises(ValueError, match=r"train is 3; it must hold settings of its own"):
+        configfile.load(path)
+    # Control: a section with nothing below it is no mistake.
+    cfg = configfile.load(write(MINIMAL + "train:\n"), ["--train.steps", "5"])
+    assert cfg.train.steps == 5
+
+
+# --- ranges -------------------------------------------------------------------------------------
+
+KINDS = ["--adapter.kind", "lora", "--correction.controller.kind", "robust", "--tasks.kind", "gym"]
+KINDS += ["--tasks.dataset", "gcd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("adapter.rank", "0", "at least 1"),
+        ("adapter.alpha", "0.0", "positive"),
+        ("tasks.size", "0", "at least 1"),
+        ("prompts.max_attempt_tokens", "0", "at least 1"),
+        ("sampling.max_new_tokens", "0", "at least 1"),
+        ("verify.memory_mb", "127", "at least 128"),
+        ("verify.deadline_s", "0.0", "positive"),
+        ("correction.risk_penalty", "-0.5", "at least 0"),
+        ("correction.controller.min_samples", "0", "at least 1"),
+        ("correction.controller.max_log_step", "0.0", "positive"),
+        ("correction.controller.retention_target", "1.5", "in [0, 1]"),
+        ("correction.controller.gain_drop", "-0.5", "at least 0"),
+        ("objective.std_eps", "-1.0", "at least 0"),
+        ("objective.clip_low", "1.0", "in [0, 1)"),
+        ("optimizer.weight_decay", "-1.0", "at least 0"),
+        ("optimizer.beta2", "1.0", "in [0, 1)"),
+        ("optimizer.eps", "0.0", "positive"),
+        ("optimizer.eps", "nan", "positive"),
+        ("train.logprob_chunk", "0", "at least 1"),
+        ("mesh.tensor", "0", "at least 1"),
+        ("mesh.fsdp", "0", "at least 1, or -1 for the devices that are left"),
+        ("evaluation.max_new_tokens", "0", "at least 1"),
+        ("checkpoint.keep", "0", "at least 1"),
+        ("log.rollouts_every", "-1", "at least 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named(write, name, value, rule):
+    path = write(MINIMAL)
+    given = "--" + name.replace("_", "-"), f".{value}" if value == "nan" else value
+    with pytest.raises(ValueError, match=re.escape(f"{name} is {value}; it must be {rule}")):
+        configfile.load(path, [*KINDS, *given])
+
+
 # --- help ---------------------------------------------------------------------------------------
 
 
 def test_help_shows_every_setting_with_value_type_and_meaning(write):
     cfg = configfile.load(write(MINIMAL), ["--optimizer.learning-rate", "3e-5"])
     console = Console(width=400, record=True, file=io.StringIO())
-    configfile.print_fields(cfg, console)
+    meanings.print_fields(cfg, console)
     lines = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
     assert "3e-05" in lines["--optimizer.learning-rate"]
     assert "(a number)" in lines["--optimizer.learning-rate"]

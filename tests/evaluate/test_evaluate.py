@@ -13,12 +13,11 @@ import pyarrow.parquet
 import pytest
 
 from cipo_jax import cli
-from cipo_jax.config import Benchmarking, Prompts, RandomModel, Verify, configfile
-from cipo_jax.config import Mesh as MeshConfig
-from cipo_jax.evaluate import passes, samples, suite
-from cipo_jax.evaluate.passes import bucket
+from cipo_jax.config import Benchmarking, MeshShape, Prompts, RandomModel, Verify, configfile
+from cipo_jax.evaluate import samples, suite
 from cipo_jax.evaluate.samples import SampleRow
-from cipo_jax.evaluate.suite import Subject
+from cipo_jax.evaluate.subject import Subject, open_subject
+from cipo_jax.evaluate.suite import bucket
 from cipo_jax.evaluate.summary import per_problem, summarise
 from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model.files.load import load_model
@@ -28,36 +27,8 @@ from cipo_jax.text.tokenizer import byte_tokenizer, eos_ids
 from cipo_jax.update.checkpoint import Checkpoints
 from cipo_jax.update.train_step import init_state
 from tests import ROOT
+from tests.evaluate.rows import corrections_of_first, row, stream
 from tests.tasks.made_up_benchmarks import FOLDER
-
-
-def row(stream: str, problem: str, sample: int, status: str, **fields) -> SampleRow:
-    return SampleRow(
-        **{
-            "problem_id": problem,
-            "tags": "{}",
-            "stream": stream,
-            "sample": sample,
-            "prompt_tokens": 5,
-            "tokens": 10,
-            "is_finished": True,
-            "completion": "",
-            "status": {"R": "right", "W": "wrong", "U": "unknown"}[status],
-            "reason": "timeout" if status == "U" else "ok",
-            "answer": None,
-            "response_is_right": None,
-            **fields,
-        }
-    )
-
-
-def stream(name: str, **by_problem: str) -> list[SampleRow]:
-    """Rows of a stream from strings such as `RWWU`, one letter a sample."""
-    return [
-        row(name, problem, g, letter, answer={"R": "7", "W": "8", "U": None}[letter])
-        for problem, letters in by_problem.items()
-        for g, letter in enumerate(letters)
-    ]
 
 
 def mean(estimate: dict) -> float | None:
@@ -121,6 +92,37 @@ def test_unknown_verdicts_take_no_part_and_are_listed() -> None:
         dataclasses.replace(r, status="wrong") if r.status == "unknown" else r for r in rows
     ]
     assert summarise(punished, seed=0)["correction"] != without["correction"]
+
+
+def test_several_corrections_of_one_attempt_by_hand() -> None:
+    """As the held-out problems of a run are measured."""
+    rows = [
+        *stream("sampled", a="RW", b="WR", c="UR"),
+        *corrections_of_first(a="RRW", b="RUW", c="RRR"),
+    ]
+    found = summarise(rows, seed=0)
+    # Pairs of a: RR RR RW; of b: WR WW, its answer repeated. Those of c start from an unknown one.
+    c = {name: mean(e) for name, e in found["correction"].items()}
+    assert c == pytest.approx(
+        {
+            "accuracy_before": 3 / 5, "accuracy_after": 3 / 5, "change": 0, "fixed": 1 / 5,
+            "broken": 1 / 5, "fix_rate": 1 / 2, "retention": 2 / 3, "break_rate": 1 / 3,
+            "copy_rate": 1 / 2,
+        }
+    )  # fmt: skip
+    assert found["streams"]["corrected"]["samples"] == 3
+    assert {k: v["problems"] for k, v in found["by_pass_rate"].items()} == {
+        "up to half": 2, "more than half": 1,
+    }  # fmt: skip
+    # They share their attempt, so that nothing is said about independent chains.
+    assert found["equal_tokens"] == []
+    assert found["pass_at_k_corrected"] == found["maj_at_k_corrected"] == {}
+    # The control: one correction of each attempt makes chains.
+    once = summarise(
+        [*stream("sampled", a="RW", b="WR"), *stream("corrected", a="RR", b="RW")], seed=0
+    )
+    assert once["equal_tokens"]
+    assert set(once["pass_at_k_corrected"]) == {"1", "2"}
 
 
 def test_programs_have_no_majority_and_no_copies() -> None:
@@ -205,7 +207,7 @@ def one_bucket(length: int) -> int:
 @pytest.fixture(autouse=True)
 def one_length_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that all benchmarks share three compiled programs."""
-    monkeypatch.setattr(passes, "bucket", one_bucket)
+    monkeypatch.setattr(suite, "bucket", one_bucket)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +221,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = make_mesh(MeshShape(), jax.devices()[:1])
     params, arch = load_model(RandomModel(), mesh, seed=0)
     tokenizer = byte_tokenizer()
     return Subject(
@@ -234,7 +236,7 @@ def evaluated(data: Path, subject: Subject, tmp_path_factory: pytest.TempPathFac
     output = tmp_path_factory.mktemp("evaluated") / "out"
     chosen = benchmarks.named("all,humaneval+,mbpp+")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(passes, "bucket", one_bucket)
+        patch.setattr(suite, "bucket", one_bucket)
         suite.evaluate(
             subject, chosen, suite.load_all(chosen, data, SETTINGS.limit), output, SETTINGS,
             Verify(workers=1, memory_mb=512),
@@ -318,23 +320,23 @@ def test_a_run_from_the_command_line(
     data: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One device of the eight, for which the programs are compiled already.
-    monkeypatch.setattr(suite, "make_mesh", lambda sizes: make_mesh(sizes, jax.devices()[:1]))
+    one_device = make_mesh(MeshShape(), jax.devices()[:1])
+    monkeypatch.setattr("cipo_jax.evaluate.subject.make_mesh", lambda sizes: one_device)
     cfg = configfile.load(ROOT / "configs" / "smoke.yaml")
     run = tmp_path / "run"
     run.mkdir()
     configfile.dump(cfg, run / "config.yaml")
-    mesh = suite.make_mesh(MeshConfig())
-    initial, _ = load_model(cfg.model, mesh, seed=cfg.seed)
+    initial, _ = load_model(cfg.model, one_device, seed=cfg.seed)
     trained = jax.tree.map(lambda x: x * 1.5, initial)
     checkpoints = Checkpoints(run / "checkpoints", keep=1)
-    checkpoints.save(3, init_state(trained, cfg, mesh), {})
+    checkpoints.save(3, init_state(trained, cfg, one_device), {})
     checkpoints.close()
 
     def same(params, expected) -> bool:
         return all(map(np.array_equal, jax.tree.leaves(params), jax.tree.leaves(expected)))
 
-    assert same(suite.open_subject(str(run)).params, jax.tree.map(lambda x: x * 1.5, initial))
-    base = suite.open_subject(str(run), step=0, prompts={"correction_template": "attempt_last"})
+    assert same(open_subject(str(run)).params, jax.tree.map(lambda x: x * 1.5, initial))
+    base = open_subject(str(run), step=0, prompts={"correction_template": "attempt_last"})
     assert same(base.params, initial)
     assert base.prompts.correction_template == "attempt_last" != cfg.prompts.correction_template
     arguments = [
@@ -358,7 +360,7 @@ def test_a_run_from_the_command_line(
         assert cli.main([*arguments, *change]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match="no run's folder"):
-        suite.open_subject(str(tmp_path), step=1)
+        open_subject(str(tmp_path), step=1)
 
 
 def test_help_lists_all_eleven(capsys) -> None:

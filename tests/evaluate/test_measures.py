@@ -43,7 +43,9 @@ def test_pass_at_k_takes_problems_with_different_numbers_of_samples() -> None:
     together = pass_at_k(np.array([1, 3, 5]), np.array([4, 8, 5]), 2)
     alone = [pass_at_k(np.array([c]), np.array([n]), 2)[0] for c, n in [(1, 4), (3, 8), (5, 5)]]
     assert together.tolist() == alone
-    assert pass_at_k(np.array([1, 2]), 8, 1).tolist() == pytest.approx([1 / 8, 2 / 8])
+    assert pass_at_k(np.array([1, 2]), np.array([8, 8]), 1).tolist() == pytest.approx(
+        [1 / 8, 2 / 8]
+    )
 
 
 @pytest.mark.parametrize(("c", "n", "k"), [(1, 4, 5), (1, 4, 0), (5, 4, 1), (-1, 4, 1)])
@@ -63,14 +65,14 @@ def test_majority() -> None:
     ]
     is_right = [[a == "7" for a in row] for row in answers]
     expected = [1, 0, 1 / 2, 1 / 3, 0, 1]
-    assert majority_at_k(answers, is_right).tolist() == pytest.approx(expected)
+    assert majority_at_k(answers, is_right, 3).tolist() == pytest.approx(expected)
 
 
 def test_tie_credit_is_the_expected_draw() -> None:
     rng = np.random.default_rng(0)
     answers = ["7", "7", "8", "8", "9", "9", "1"]
     draws = [rng.choice(["7", "8", "9"]) == "7" for _ in range(4000)]
-    credit = majority_at_k([answers], [[a == "7" for a in answers]])[0]
+    credit = majority_at_k([answers], [[a == "7" for a in answers]], 7)[0]
     assert credit == pytest.approx(np.mean(draws), abs=5 * math.sqrt(2 / 9 / 4000))
 
 
@@ -91,20 +93,20 @@ def test_groups_of_votes_are_unbiased() -> None:
     answers = np.array(["7", "7", "8", "8", "9", "7"])
     exact = np.mean(
         [
-            majority_at_k([answers[list(s)]], [answers[list(s)] == "7"])[0]
+            majority_at_k([answers[list(s)].tolist()], [(answers[list(s)] == "7").tolist()], 3)[0]
             for s in itertools.combinations(range(6), 3)
         ]
     )
-    orders = [rng.permutation(answers) for _ in range(2000)]
-    found = majority_at_k(orders, [order == "7" for order in orders], 3)
+    orders = [rng.permutation(answers).tolist() for _ in range(2000)]
+    found = majority_at_k(orders, [[a == "7" for a in order] for order in orders], 3)
     assert found.mean() == pytest.approx(exact, abs=5 * found.std() / math.sqrt(2000))
 
 
 def test_pass_at_a_mean_number_of_samples() -> None:
-    whole = [pass_at_k(np.array([2]), 8, k)[0] for k in (2, 3)]
-    assert pass_at_mean_k(np.array([2]), 8, 2.0)[0] == whole[0]
+    whole = [pass_at_k(np.array([2]), np.array([8]), k)[0] for k in (2, 3)]
+    assert pass_at_mean_k(np.array([2]), np.array([8]), 2.0)[0] == whole[0]
     # 2.25 samples on average: two in three of four tries, three in the fourth.
-    assert pass_at_mean_k(np.array([2]), 8, 2.25)[0] == pytest.approx(
+    assert pass_at_mean_k(np.array([2]), np.array([8]), 2.25)[0] == pytest.approx(
         0.75 * whole[0] + 0.25 * whole[1]
     )
 
@@ -112,12 +114,12 @@ def test_pass_at_a_mean_number_of_samples() -> None:
 @given(st.integers(1, 12), st.data())
 def test_pass_at_k_grows_with_k_and_with_right_samples(n: int, data: st.DataObject) -> None:
     c = data.draw(st.integers(0, n))
-    curve = [pass_at_k(np.array([c]), n, k)[0] for k in range(1, n + 1)]
+    curve = [pass_at_k(np.array([c]), np.array([n]), k)[0] for k in range(1, n + 1)]
     assert curve == sorted(curve)
     assert curve[0] == pytest.approx(c / n)
     assert curve[-1] == float(c > 0)
     if c < n:
-        better = [pass_at_k(np.array([c + 1]), n, k)[0] for k in range(1, n + 1)]
+        better = [pass_at_k(np.array([c + 1]), np.array([n]), k)[0] for k in range(1, n + 1)]
         assert all(high >= low for high, low in zip(better, curve, strict=True))
 
 
@@ -130,7 +132,7 @@ def test_correction_measures_by_hand() -> None:
     z = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool)
     r = np.array([1, 1, 0, 0, 1, 1, 1, 0], bool)
     copy = np.array([0, 0, 1, 0, 1, 1, 1, 0], bool)
-    found = correction_measures(np.arange(8), z, r, is_copy_N=copy, seed=0)
+    found = correction_measures(np.arange(8), z, r, is_copy_U=copy, seed=0)
     means = {name: estimate["mean"] for name, estimate in found.items()}
     assert means == pytest.approx(
         {

@@ -98,7 +98,7 @@ def test_a_lora_run_trains_the_adapter_alone(run, base):
     assert lines[0]["loss/kl"] == 0 < lines[1]["loss/kl"]
     assert all(line["grad/norm"] > 0 for line in lines)
     cfg = configfile.load(run / "config.yaml")
-    mesh = make_mesh(config.Mesh())
+    mesh = make_mesh(config.MeshShape())
     first, second = (
         policy.restore_trainable(cfg, mesh, run / "checkpoints", step=step)[0] for step in (1, 2)
     )
@@ -112,7 +112,7 @@ def test_a_lora_run_trains_the_adapter_alone(run, base):
 def test_the_merged_model_is_the_policy(run, merged, base):
     """Its tensors are W + s A B, rounded once; transformers computes from them what we do."""
     cfg = configfile.load(run / "config.yaml")
-    trained, _ = policy.restore_trainable(cfg, make_mesh(config.Mesh()), run / "checkpoints")
+    trained, _ = policy.restore_trainable(cfg, make_mesh(config.MeshShape()), run / "checkpoints")
     saved, before = load_file(merged / "model.safetensors"), load_file(base / "model.safetensors")
     name = "model.layers.1.mlp.gate_proj.weight"
     delta = 1.5 * np.asarray(trained.gate_a)[1] @ np.asarray(trained.gate_b)[1]
@@ -123,7 +123,9 @@ def test_the_merged_model_is_the_policy(run, merged, base):
     for untouched in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.bias"):
         np.testing.assert_array_equal(saved[untouched], before[untouched])
 
-    weights, arch, step = policy.restore_weights(cfg, make_mesh(config.Mesh()), run / "checkpoints")
+    weights, arch, step = policy.restore_params(
+        cfg, make_mesh(config.MeshShape()), run / "checkpoints"
+    )
     assert step == 2
     agreement = compare(
         model_folder.loader(merged), merged, adapter.merge(weights, np.dtype("bfloat16")), arch,

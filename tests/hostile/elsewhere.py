@@ -11,9 +11,10 @@ from tests import ROOT
 
 UNPRIVILEGED = 65534
 
-# The interpreter and the packages may lie in a folder that only root can enter, so the other user
-# sees them elsewhere, in a mount namespace that ends with the command.
-_MOUNTS = """
+# The interpreter and the packages may be in a folder that only root can enter, so the other user
+# sees them elsewhere, in a mount namespace that ends with the command. The interpreter may be a
+# small program with a shared library, which then is elsewhere, too.
+_MOUNTS = r"""
 set -e
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/python /mnt/repository
@@ -30,7 +31,8 @@ done
 shift
 program=$1
 shift
-exec setpriv --reuid UID --regid UID --clear-groups env PYTHONPATH=$paths "$program" "$@"
+exec setpriv --reuid UID --regid UID --clear-groups \
+  env PYTHONPATH=$paths LD_LIBRARY_PATH=/mnt/python/lib "$program" "$@"
 """
 
 

@@ -4,6 +4,8 @@ to recurse, to define a function; and common mistakes, with the reason that each
 # ruff: noqa: E501 (lines of programs)
 # fmt: off
 
+import sys
+
 from cipo_jax.verify import AssertsReference, CallsReference, Reference, StdioReference
 from tests.hostile import Case
 
@@ -123,7 +125,14 @@ _right("future import, prelude, comment", "'''Doc.'''\n# x\nfrom __future__ impo
 _right("future import in parentheses, prelude", "from __future__ import (annotations)\nclass A:\n    x: Unknown\nprint(answer)", StdioReference(cases=(("","42"),),prelude="answer = 42"))
 _right("heapq bisect", "import heapq,bisect\nh=[5,1,3]\nheapq.heapify(h)\na=[]\nwhile h: bisect.insort(a,heapq.heappop(h))\nprint(a[0]+41)")
 _right("decimal fractions", "from decimal import *\nfrom fractions import Fraction\ngetcontext().prec=50\nprint(int(Decimal('41.5')+Decimal(str(float(Fraction(1,2))))))")
-_right("lru_cache recursion", "import sys\nfrom functools import lru_cache\nsys.setrecursionlimit(300000)\n@lru_cache(None)\ndef f(n): return 0 if n==0 else f(n-1)+1\nprint(42 if f(20000)==20000 else 0)")
+MEMOISED = "import sys\nfrom functools import lru_cache\nsys.setrecursionlimit(300000)\n@lru_cache(None)\ndef f(n): return 0 if n==0 else f(n-1)+1\nprint(42 if f(DEPTH)==DEPTH else 0)"
+_right("lru_cache recursion", MEMOISED.replace("DEPTH", "400"))
+# These interpreters have a limit of their own for functions in C that call themselves, such as the cache, and
+# no program can change it: outside the sandbox this one ends in the same way.
+if (3, 12) <= sys.version_info < (3, 14):
+    _wrong("deep lru_cache recursion", MEMOISED.replace("DEPTH", "20000"), NOTHING, "runtime_error")
+else:
+    _right("deep lru_cache recursion", MEMOISED.replace("DEPTH", "20000"))
 _right("recursion 200000 with generator bootstrap", "from types import GeneratorType\ndef bootstrap(f,stack=[]):\n    def w(*a,**k):\n        if stack: return f(*a,**k)\n        to=f(*a,**k)\n        while True:\n            if type(to) is GeneratorType:\n                stack.append(to); to=next(to)\n            else:\n                stack.pop()\n                if not stack: break\n                to=stack[-1].send(to)\n        return to\n    return w\n@bootstrap\ndef f(n):\n    if n==0: yield 0\n    yield (yield f(n-1))+1\nprint(42 if f(100000)==100000 else 0)")
 for size in ("2**26","2**27","2**28","200*1024*1024","1<<29", "10**9"):
     _right(f"thread stack {size}", f"import sys,threading\nsys.setrecursionlimit(10**7)\nthreading.stack_size({size})\ndef f(n): return 0 if n==0 else 1+f(n-1)\ndef main(): print(42 if f(30000)==30000 else 0)\nt=threading.Thread(target=main)\nt.start()\nt.join()")
@@ -137,6 +146,7 @@ _right("enum flag", "from enum import *\nclass C(IntFlag):\n    A=auto();B=auto(
 _right("match statement walrus", "match [1,2]:\n    case [a,b] if (s:=a+b)==3: print(s+39)")
 _right("random is usable", "import random\nrandom.seed(5)\nx=[random.randint(1,6) for _ in range(5)]\nrandom.shuffle(x)\nprint(42)")
 _right("string statistics datetime", "import string,statistics,datetime,calendar\nassert statistics.median([1,2,3])==2\nassert datetime.datetime.strptime('2024-02-29','%Y-%m-%d').weekday()==3\nassert len(string.ascii_letters)==52\nprint(42)")
+_right("modules that few programs need", "import pty, sqlite3, email.mime.text, xml.dom.minidom, multiprocessing.shared_memory, wsgiref.headers\nassert email.mime.text.MIMEText('x').as_string().endswith('x')\nassert sqlite3.connect(':memory:').execute('select 1+1').fetchone()==(2,)\nprint(42)")
 _right("json csv io struct", "import json,csv,io,struct\nassert json.loads(json.dumps({'a':[1,None]}))=={'a':[1,None]}\nassert next(csv.reader(io.StringIO('a,b')))==['a','b']\nassert struct.unpack('<i',struct.pack('<i',7))[0]==7\nprint(42)")
 _right("copy operator itertools", "import copy,operator,itertools,functools\nassert copy.deepcopy([[1]])==[[1]]\nassert functools.reduce(operator.mul,[1,2,3])==6\nassert list(itertools.accumulate([1,2]))==[1,3]\nprint(42)")
 _right("re and textwrap", "import re,textwrap\nprint(re.sub(r'(\\d)x',r'\\g<1>2',textwrap.dedent('  4x')))")

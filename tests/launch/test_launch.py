@@ -7,6 +7,7 @@ reads skypilot.yaml where SKYPILOT_PYTHON names the interpreter of an environmen
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -25,6 +26,25 @@ STAND_INS = Path(__file__).parent / "stand_ins"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 
 
+# Every variable of the environment that a script of the folder reads, but for PATH and PWD.
+READ = {
+    name
+    for path in SCRIPTS
+    for name in re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", path.read_text())
+    if name not in ("PATH", "PWD", "BASH_SOURCE")
+}
+
+
+def without_ours(environment) -> dict[str, str]:
+    """An environment in which the person who runs the tests has set none of these."""
+    return {name: value for name, value in environment.items() if name not in READ}
+
+
+def test_the_variables_that_scripts_read_are_known() -> None:
+    assert {"CIPO_VENV", "CIPO_EXTRAS", "JAX_PLATFORMS", "TPU_NAME", "PYTHON"} <= READ
+    assert without_ours({"CIPO_VENV": "/elsewhere", "HOME": "/root"}) == {"HOME": "/root"}
+
+
 class Cloud:
     """A cloud with a slice of two workers, and a PATH on which the stand-ins come first."""
 
@@ -38,13 +58,11 @@ class Cloud:
         for tool in ("gcloud", "xpk", "kubectl", "scontrol"):
             (self.bin / tool).symlink_to(STAND_INS / "cloud.py")
         self.environment = {
-            **os.environ,
+            **without_ours(os.environ),
             "PATH": f"{self.bin}:{os.environ['PATH']}",
             "STAND_IN_CALLS": str(folder / "calls"),
             "STAND_IN_CLOUD": str(self.folder),
         }
-        for variable in ("TPU_NAME", "ZONE", "PROJECT", "CLUSTER"):
-            self.environment.pop(variable, None)
 
     def tool(self, folder: Path, name: str, script: str) -> None:
         path = folder / name
@@ -241,7 +259,7 @@ def test_install_copies_the_project_to_all_workers(cloud) -> None:
     )
     done = cloud.run("tpu_vm.sh", "install", *SLICE, "--bucket", "b")
     assert done.returncode == 0, done.stderr
-    for path in ("setup.py", "launch/env.sh", "cipo_jax/cli.py", "configs/smoke.yaml"):
+    for path in ("setup.py", "launch/env.sh", "cipo_jax/cli/__init__.py", "configs/smoke.yaml"):
         assert (unpacked / path).read_text() == (ROOT / path).read_text()
     assert not (unpacked / ".git").exists()
     commands = said.read_text()
@@ -304,7 +322,8 @@ def test_keep_resumes_after_a_preemption_until_the_run_is_finished(cloud) -> Non
     """The slice is taken away, and the second run, in the same folder, comes to its end."""
     cloud.cipo(
         'folder="${!#}"; mkdir -p "$folder"; echo run >> "$folder/runs"; '
-        'if [ "$(wc -l < "$folder/runs")" -ge 2 ]; then touch "$folder/plot.png"; else sleep 2; fi'
+        'if [ "$(wc -l < "$folder/runs")" -ge 2 ]; then touch "$folder/finished.json"; '
+        "else sleep 2; fi"
     )
     cloud.state("READY", "READY", "PREEMPTED", "PREEMPTED", "READY")
     # Installing takes a network; that it is asked for again is what is looked at here.
@@ -429,8 +448,8 @@ def test_slurm(cloud, tmp_path, is_finished) -> None:
     """The job's body, with an srun that runs the step once; an unfinished run is queued again."""
     venv = cloud.folder / ".venv" / "bin"
     venv.mkdir(parents=True)
-    plot = 'touch "$4/plot.png"' if is_finished else ":"
-    cloud.tool(venv, "cipo", f'echo "$*" > ~/said; mkdir -p "$4"; {plot}')
+    end = 'touch "$4/finished.json"' if is_finished else ":"
+    cloud.tool(venv, "cipo", f'echo "$*" > ~/said; mkdir -p "$4"; {end}')
     cloud.tool(cloud.bin, "srun", '[ "$1" = --kill-on-bad-exit=1 ] && shift && exec "$@"')
     run_dir = tmp_path / "run"
     done = cloud.run(
@@ -480,8 +499,6 @@ def test_gpu_installs_for_the_driver(cloud, driver, extra) -> None:
     query = "--query-gpu=driver_version --format=csv,noheader"
     cloud.tool(cloud.bin, "nvidia-smi", f'[ "$*" = "{query}" ] && echo {driver} && echo {driver}')
     environment = {**cloud.environment, "HOME": str(cloud.folder)}
-    for variable in ("JAX_PLATFORMS", "CIPO_EXTRAS", "CIPO_VENV"):
-        environment.pop(variable, None)
     done = subprocess.run(
         ["bash", str(project / "launch" / "gpu.sh"), "configs/smoke.yaml", "--train.steps", "2"],
         env=environment, capture_output=True, text=True, timeout=60,

@@ -31,11 +31,15 @@ from cipo_jax.mesh.sharding import (
 )
 from cipo_jax.model.cache import CompletionCache, PromptCache
 from cipo_jax.model.presets import PRESETS
-from cipo_jax.model.transformer import Params, abstract
+from cipo_jax.model.transformer import abstract
 from cipo_jax.records import Rollouts
 
 GOLDEN = Path(__file__).parent / "golden" / "shardings.txt"
-MESHES = [config.Mesh(fsdp=8), config.Mesh(data=2, tensor=2), config.Mesh(fsdp=2, tensor=4)]
+MESHES = [
+    config.MeshShape(fsdp=8),
+    config.MeshShape(data=2, tensor=2),
+    config.MeshShape(fsdp=2, tensor=4),
+]
 
 
 def activations(arch) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -100,8 +104,8 @@ def dump() -> str:
 
 
 def test_shardings_of_every_preset():
-    """To regenerate: python -c "from tests import conftest, test_sharding as t;
-    t.GOLDEN.write_text(t.dump())". Legitimate when a rule or a preset changes on purpose: read the
+    """To regenerate: python -c "from tests import conftest; from tests.mesh.test_sharding import *;
+    GOLDEN.write_text(dump())". Legitimate when a rule or a preset changes on purpose: read the
     difference, for one line that is replicated can be gigabytes on every device."""
     assert dump() == GOLDEN.read_text()
 
@@ -110,12 +114,14 @@ def test_shardings_of_every_preset():
 
 
 def test_fsdp_takes_the_rest():
-    mesh = make_mesh(config.Mesh(data=2, tensor=2))
+    mesh = make_mesh(config.MeshShape(data=2, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "expert": 1, "tensor": 2}
-    assert dict(make_mesh(config.Mesh(), jax.devices()[:1]).shape)["fsdp"] == 1
+    assert dict(make_mesh(config.MeshShape(), jax.devices()[:1]).shape)["fsdp"] == 1
 
 
-@pytest.mark.parametrize("sizes", [config.Mesh(data=3), config.Mesh(fsdp=4), config.Mesh(data=16)])
+@pytest.mark.parametrize(
+    "sizes", [config.MeshShape(data=3), config.MeshShape(fsdp=4), config.MeshShape(data=16)]
+)
 def test_a_mesh_that_does_not_fit_the_devices(sizes):
     with pytest.raises(ValueError, match=r"does not make 8 devices.*leave fsdp at -1"):
         make_mesh(sizes)
@@ -131,7 +137,7 @@ def slices_of(*indices: int) -> list[types.SimpleNamespace]:
 
 def test_slices_split_data_and_nothing_else():
     chips = slices_of(0, 1, 0, 1, 0, 1, 0, 1)
-    grid = device_grid(config.Mesh(data=4, tensor=2, slices=2), chips)
+    grid = device_grid(config.MeshShape(data=4, tensor=2, slices=2), chips)
     assert grid.shape == (4, 1, 1, 2)
     # Along data the first half is one slice; along the other axes it never changes.
     slice_of = np.vectorize(lambda chip: chip.slice_index)(grid)
@@ -150,7 +156,7 @@ def test_slices_split_data_and_nothing_else():
 )
 def test_slices_that_do_not_fit(sizes, indices, message):
     with pytest.raises(ValueError, match=message):
-        device_grid(config.Mesh(**sizes), slices_of(*indices))
+        device_grid(config.MeshShape(**sizes), slices_of(*indices))
 
 
 # --- records and trees --------------------------------------------------------------------------
@@ -158,7 +164,7 @@ def test_slices_that_do_not_fit(sizes, indices, message):
 
 @pytest.fixture
 def mesh():
-    return make_mesh(config.Mesh(data=2, tensor=2))
+    return make_mesh(config.MeshShape(data=2, tensor=2))
 
 
 def test_specs_by_hand(mesh):
@@ -172,7 +178,7 @@ def test_specs_by_hand(mesh):
 
 
 def test_experts_have_an_axis_of_their_own():
-    mesh = make_mesh(config.Mesh(fsdp=2, expert=2, tensor=2))
+    mesh = make_mesh(config.MeshShape(fsdp=2, expert=2, tensor=2))
     blocks = shardings_of(abstract(PRESETS["tiny-qwen3-moe"]), mesh, PARAM_RULES).blocks
     assert blocks.expert_gate.spec == P(None, "expert", "fsdp", "tensor")  # L E D F
     assert blocks.expert_down.spec == P(None, "expert", "tensor", "fsdp")  # L E F D
@@ -181,7 +187,7 @@ def test_experts_have_an_axis_of_their_own():
 
 
 def test_few_key_value_heads_are_replicated_but_few_query_heads_refused():
-    mesh = make_mesh(config.Mesh(tensor=8))
+    mesh = make_mesh(config.MeshShape(tensor=8))
     arch = PRESETS["Qwen/Qwen2.5-0.5B-Instruct"]  # 14 query heads, 2 key/value heads
     with pytest.raises(ValueError, match=r"blocks.q: tensor is 8, .* N of 14. Choose a mesh size"):
         shardings_of(abstract(arch), mesh, PARAM_RULES)
@@ -238,12 +244,17 @@ def test_batch_and_rollouts(mesh):
     batch = batch_shardings(mesh)
     assert batch.token_BT.spec == P(("data", "fsdp", "expert"), None)
     assert batch.num_rows.spec == P()
-    rollouts = shardings_of(Rollouts, mesh, ACTIVATION_RULES)
-    assert rollouts.logprob_QGC.spec == P(("data", "fsdp", "expert"), None, None)
+    # A batch that was scored before its first update has one array more.
+    assert batch.old_logprob_BT.spec == batch.token_BT.spec
+    shape = (8, 2, 16)
+    rollouts = Rollouts(np.zeros(shape), np.zeros(shape), np.zeros(shape), np.zeros(shape[:2]))
+    shardings = shardings_of(rollouts, mesh, ACTIVATION_RULES)
+    assert shardings.logprob_QGC.spec == P(("data", "fsdp", "expert"), None, None)
 
 
-def test_a_class_has_all_fields_and_no_shapes(mesh):
-    shardings = shardings_of(Params, mesh, PARAM_RULES)
+def test_fields_that_only_some_models_have(mesh):
+    arch = dataclasses.replace(PRESETS["tiny-qwen3"], is_tied=False)
+    shardings = shardings_of(abstract(arch), mesh, PARAM_RULES)
     assert shardings.head.spec == P("fsdp", "tensor")
     assert shardings.blocks.q_norm.spec == P(None, None)
 
@@ -271,12 +282,12 @@ class Outer:
     [
         (Odd(jnp.ones((4, 4))), r"w: D and D of 'D D' both lie along the mesh axis fsdp"),
         (Outer(Unknown(jnp.ones((4, 4)))), r"inner.w: no sharding rule for the letter Z"),
-        (Unknown, "w: no sharding rule for the letter Z"),
+        (Unknown(jnp.ones((4, 4))), "^w: no sharding rule for the letter Z"),
         (Odd(jnp.ones(4)), r"w has shape \(4,\), but its letters are 'D D'"),
         ({"a": [jnp.ones(4)]}, r"\['a'\]\[0\] has shape \(4,\) but no letters"),
-        ((Params, "text"), r"\[1\] is 'text', which is not an array"),
+        ((jnp.ones(()), "text"), r"\[1\] is 'text', which is not an array"),
     ],
-    ids=["axis-twice", "no-rule", "no-rule-in-class", "rank", "no-letters", "no-array"],
+    ids=["axis-twice", "no-rule-inside", "no-rule", "rank", "no-letters", "no-array"],
 )
 def test_what_cannot_be_sharded(tree, message, mesh):
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,7 @@
 """The replay ratio against numbers worked by hand, and its invariants on any sequence."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -72,6 +73,21 @@ def test_robust_waits_for_enough_samples() -> None:
     start = initial(Robust())
     assert update(start, 0.1, 15, Robust()) == start
     assert update(start, 0.1, 16, Robust()) != start
+
+
+def test_the_settings_of_the_robust_rule_by_hand() -> None:
+    assert update(initial(Robust()), 0.1, 4, Robust(min_samples=4)).ratio > 0.3
+    assert update(initial(Robust()), 0.1, 3, Robust(min_samples=4)).ratio == 0.3
+    # R .79: e .01, c 1: .8 * .01 + .05 = .058; inside the default dead band of .02 nothing moves.
+    assert run(Robust(dead_band=0.0), [0.79])[-1].ratio == pytest.approx(0.3 * math.exp(0.058))
+    assert run(Robust(), [0.79])[-1].ratio == pytest.approx(0.3)
+    # R .8, then .0: Rbar .56, e .24, drop .24, c 1: .8 * .24 + .3 * .24 + .05 = .314.
+    for bound, step in ((0.1, 0.1), (0.25, 0.25), (1.0, 0.314)):
+        ratio = run(Robust(max_log_step=bound), [0.8, 0.0])[-1].ratio
+        assert ratio == pytest.approx(0.3 * math.exp(step))
+    # No average: Rbar 0, e .8, drop .8, c 1.
+    ratio = run(Robust(smoothing=1.0, max_log_step=1.0), [0.8, 0.0])[-1].ratio
+    assert ratio == pytest.approx(min(0.8, 0.3 * math.exp(0.64 + 0.24 + 0.05)))
 
 
 @pytest.mark.parametrize("cfg", ADAPTIVE)

@@ -28,7 +28,7 @@ from cipo_jax.config import (
 from cipo_jax.method.gains import clipped_ratio, clipped_weight, token_gain
 from cipo_jax.method.importance import importance_weight
 from cipo_jax.method.losses import divergence, policy_loss
-from cipo_jax.method.mix import Completion, Group, mix, unmixed
+from cipo_jax.method.mix import Completion, Group, Mixed, mix
 from cipo_jax.method.sequences import sequence_mean, sequence_sum
 from cipo_jax.records import Batch, Stream
 
@@ -58,19 +58,12 @@ CORRECTIONS = {
 def row_of(*, segment, logprob, old=None, sampler=None, advantage, is_target=None) -> tuple:
     """Log-probs and a batch of one row; every token is a target where nothing else is said."""
     shape = np.shape([segment])
-    zeros, ones = np.zeros(shape, np.int32), np.ones(shape, bool)
-    sampler = old if sampler is None else sampler
-    batch = Batch(
-        token_BT=zeros,
-        position_BT=zeros,
+    batch = Batch.empty(*shape).replace(
         segment_BT=np.array([segment], np.int32),
-        prefix_BT=zeros,
-        predecessor_BT=zeros,
-        is_target_BT=ones if is_target is None else np.array([is_target]),
-        sampler_logprob_BT=np.array([sampler], np.float32),
+        is_target_BT=np.ones(shape, bool) if is_target is None else np.array([is_target]),
+        sampler_logprob_BT=np.array([old if sampler is None else sampler], np.float32),
         advantage_BT=np.array([advantage], np.float32),
         weight_BT=np.ones(shape, np.float32),
-        stream_BT=zeros,
         num_rows=np.int32(1),
         old_logprob_BT=None if old is None else np.array([old], np.float32),
     )
@@ -291,10 +284,10 @@ def shifted(groups, seed, spread) -> list[Group]:
 
 
 def laid_out(groups, objective, *, row_tokens, rows, share=True) -> tuple:
-    """(log-probs, reference, batch) with old log-probs apart from the sampler's."""
+    """(log-probs, reference, batch, places) with old log-probs apart from the sampler's."""
     train = Train(row_tokens=row_tokens, share_prompts=share)
 
-    def lay(groups) -> Batch:
+    def lay(groups) -> Mixed:
         return mix(
             groups,
             objective=objective,
@@ -304,12 +297,13 @@ def laid_out(groups, objective, *, row_tokens, rows, share=True) -> tuple:
             keep_zero_signal=True,
         )
 
-    batch = lay(groups)
+    mixed = lay(groups)
     old, new, reference = (
-        lay(shifted(groups, seed, spread)).sampler_logprob_BT
+        lay(shifted(groups, seed, spread)).batch.sampler_logprob_BT
         for seed, spread in ((1, 0.15), (2, 0.25), (3, 0.4))
     )
-    return new, reference, dataclasses.replace(batch, old_logprob_BT=old)
+    batch = dataclasses.replace(mixed.batch, old_logprob_BT=old)
+    return new, reference, batch, mixed.places
 
 
 @functools.partial(
@@ -341,7 +335,7 @@ CASES = [
 
 @pytest.mark.parametrize(("objective", "importance"), CASES)
 def test_gradient_equals_finite_differences(objective, importance) -> None:
-    new, reference, batch = laid_out(random_groups(), objective, row_tokens=40, rows=8)
+    new, reference, batch, _ = laid_out(random_groups(), objective, row_tokens=40, rows=8)
     with jax.enable_x64(True):
         x = jnp.asarray(new, jnp.float64)
         wide = jax.tree.map(
@@ -382,12 +376,11 @@ def test_packed_is_unpacked_split_is_whole_permuted_is_permuted(objective, impor
 
     def found(groups, *, row_tokens=ROW, share=True):
         """All arrays are filled up to one shape, so that they share a compiled program."""
-        arrays = laid_out(groups, objective, row_tokens=row_tokens, rows=ROWS, share=share)
+        *arrays, places = laid_out(groups, objective, row_tokens=row_tokens, rows=ROWS, share=share)
         missing = [(0, 0), (0, ROW - row_tokens)]
         arrays = jax.tree.map(lambda x: np.pad(x, missing) if np.ndim(x) else x, arrays)
         by_stream, sums, gradient = everything(*arrays, objective, importance)
-        train = Train(row_tokens=row_tokens, share_prompts=share)
-        per_token = unmixed(np.asarray(gradient), groups, train=train, keep_zero_signal=True)
+        per_token = places.back(np.asarray(gradient))
         return by_stream, sums, per_token, arrays
 
     # One sequence to a row (the shortest has 8 tokens): nothing to mix up.
@@ -444,7 +437,7 @@ def gradient_of(objective, logprob, batch, importance=CORRECTIONS["none"]):
 def test_on_the_first_update_every_objective_is_reinforce(name, correction) -> None:
     """At ratio 1: -weight * q * A at each token. With importance correction the ratio is exactly 1,
     however far the sampler is off; without, it is 1 where the sampler is not off."""
-    new, _, batch = laid_out(random_groups(2), OBJECTIVES[name], row_tokens=48, rows=8)
+    new, _, batch, _ = laid_out(random_groups(2), OBJECTIVES[name], row_tokens=48, rows=8)
     batch = dataclasses.replace(batch, old_logprob_BT=None)
     importance = CORRECTIONS[correction]
     q = np.ones_like(new)
@@ -480,7 +473,7 @@ def test_limits_in_which_two_objectives_meet() -> None:
     ]
 
     def loss(groups, objective):
-        new, _, batch = laid_out(groups, objective, row_tokens=48, rows=8)
+        new, _, batch, _ = laid_out(groups, objective, row_tokens=48, rows=8)
         return np.asarray(everything(new, None, batch, objective, Uncorrected(), kl=Kl())[0])
 
     several = random_groups(4)

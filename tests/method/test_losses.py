@@ -26,20 +26,17 @@ def _no_silent_broadcasting():
 
 
 def batch_of(*, sampler_logprob, advantage, weight, is_target, stream) -> Batch:
-    shape = np.shape(is_target)
-    zeros = np.zeros(shape, np.int32)
-    return Batch(
-        token_BT=zeros,
-        position_BT=zeros,
-        segment_BT=np.ones(shape, np.int32),
-        prefix_BT=np.ones(shape, np.int32),
-        predecessor_BT=zeros,
+    num_rows, row_tokens = np.shape(is_target)
+    ones = np.ones((num_rows, row_tokens), np.int32)
+    return Batch.empty(num_rows, row_tokens).replace(
+        segment_BT=ones,
+        prefix_BT=ones,
         is_target_BT=np.asarray(is_target, bool),
         sampler_logprob_BT=np.asarray(sampler_logprob, np.float32),
         advantage_BT=np.asarray(advantage, np.float32),
         weight_BT=np.asarray(weight, np.float32),
         stream_BT=np.asarray(stream, np.int32),
-        num_rows=np.asarray(shape[0], np.int32),
+        num_rows=np.int32(num_rows),
     )
 
 

@@ -20,7 +20,7 @@ from cipo_jax.config import (
     Uncorrected,
 )
 from cipo_jax.method.losses import policy_loss
-from cipo_jax.method.mix import Completion, Group, max_rows, mix, packing, unmixed
+from cipo_jax.method.mix import Completion, Group, Mixed, max_rows, mix, packing
 from cipo_jax.model.head import token_logprobs
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import hidden_states, init
@@ -56,7 +56,7 @@ def random_groups(seed=0, *, num_groups=5, num_samples=4, prompt=9, completion=M
     return [one(Stream(i % 2)) for i in range(num_groups)]
 
 
-def mixed(
+def laid_out(
     groups,
     *,
     row_tokens=40,
@@ -65,7 +65,7 @@ def mixed(
     share=True,
     aggregation="seq-mean-token-mean",
     shared_denominator=False,
-) -> Batch:
+) -> Mixed:
     return mix(
         groups,
         objective=Grpo(aggregation=aggregation, shared_denominator=shared_denominator),
@@ -74,6 +74,10 @@ def mixed(
         max_rows=rows,
         keep_zero_signal=keep,
     )
+
+
+def mixed(groups, **options) -> Batch:
+    return laid_out(groups, **options).batch
 
 
 def trained(groups, *, keep=False):
@@ -212,17 +216,29 @@ def test_the_order_of_groups_does_not_matter_up_to_placement() -> None:
 @pytest.mark.parametrize("keep", [True, False])
 def test_values_of_tokens_come_back_to_their_completions(share, keep) -> None:
     groups = random_groups(2)
-    batch = mixed(groups, share=share, keep=keep)
-    train = Train(row_tokens=40, share_prompts=share)
-    got = unmixed(batch.token_BT, groups, train=train, keep_zero_signal=keep)
-    laid_out = [(id(group), g) for group, g in trained(groups, keep=keep)]
+    found = laid_out(groups, share=share, keep=keep)
+    got = found.places.back(found.batch.token_BT)
+    kept = [(id(group), g) for group, g in trained(groups, keep=keep)]
     for q, group in enumerate(groups):
         for g, completion in enumerate(group.completions):
             length = len(completion.token_C)
             expected = np.zeros(got.shape[-1])
-            if (id(group), g) in laid_out:
+            if (id(group), g) in kept:
                 expected[:length] = completion.token_C
             np.testing.assert_array_equal(got[q, g], expected)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_batch_credited_afterwards_is_the_batch_of_these_advantages(share) -> None:
+    """A penalty on divergence is known only when the batch has been scored."""
+    groups = random_groups(2)
+    silent = [dataclasses.replace(g, advantage_G=np.zeros(len(g.completions))) for g in groups]
+    scored = laid_out(silent, share=share, keep=True)
+    credited = scored.credited([group.advantage_G for group in groups])
+    jax.tree.map(np.testing.assert_array_equal, credited, mixed(groups, share=share, keep=True))
+    # Control: in another order the advantages land elsewhere.
+    other = scored.credited([group.advantage_G for group in groups[::-1]])
+    assert (other.advantage_BT != credited.advantage_BT).any()
 
 
 def test_an_advantage_may_be_each_token_s_own() -> None:
@@ -407,7 +423,7 @@ def test_any_batch_fits_into_max_rows(law, share) -> None:
             max_new_tokens=cfg.sampling.max_new_tokens,
             max_rows=rows,
             keep_zero_signal=False,
-        )
+        ).batch
         fullest = max(fullest, int(batch.num_rows) / rows)
     if law == "longest":
         assert fullest == 1.0, "the bound is reached"

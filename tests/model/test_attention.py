@@ -81,11 +81,12 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from cipo_jax import config
-from cipo_jax.model.attention import Window, packed_attention
+from cipo_jax.model.attention import packed_attention
+from cipo_jax.model.blockwise import Window
 from cipo_jax.mesh.sharding import ACTIVATION_RULES, make_mesh, spec_of
 
 chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
-mesh = make_mesh(config.Mesh(fsdp=2, tensor=2), list(chips))
+mesh = make_mesh(config.MeshShape(fsdp=2, tensor=2), list(chips))
 
 def on_mesh(letters, *shape, dtype=jnp.bfloat16):
     spec = spec_of(letters, shape, mesh, ACTIVATION_RULES)

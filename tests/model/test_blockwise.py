@@ -1,12 +1,13 @@
 """Attention in blocks against the formula on whole rows, values and gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cipo_jax.model import blockwise
-from cipo_jax.model.blockwise import Window, blockwise_attention
+from cipo_jax.model.blockwise import Window, blocks_of, blockwise_attention
 from tests.batches import random_batch
 
 ROWS, TOKENS = 2, 75  # which no block length used here divides
@@ -65,42 +66,41 @@ def gap(actual, expected):
 
 @pytest.mark.parametrize("size", [None, 5], ids=["whole", "window"])
 @pytest.mark.parametrize("block", [16, 128])
-def test_equals_the_formula(monkeypatch, batch, vectors, block, size):
-    monkeypatch.setattr(blockwise, "_BLOCK", block)
+def test_equals_the_formula(batch, vectors, block, size):
+    attend = partial(blockwise_attention, longest_block=block)
     window = None if size is None else Window(batch.position_BT, jnp.int32(size))
     expected = value_and_gradients(dense, batch, vectors, window)
-    assert gap(value_and_gradients(blockwise_attention, batch, vectors, window), expected) < 2e-6
+    assert gap(value_and_gradients(attend, batch, vectors, window), expected) < 2e-6
     # Control: a completion that does not see its prompt.
     blind = batch.replace(prefix_BT=batch.segment_BT)
-    assert gap(value_and_gradients(blockwise_attention, blind, vectors, window), expected) > 1e-2
+    assert gap(value_and_gradients(attend, blind, vectors, window), expected) > 1e-2
 
 
 def test_only_blocks_that_see_each_other_are_computed():
     """Four units of one block each: four pairs on the diagonal, of ten that are causal. A unit of
     four blocks, a prompt and three completions: they see their prompt besides, so three more."""
-    index = jnp.arange(32).reshape(4, 8)
+    segment = jnp.repeat(jnp.arange(1, 5), 8)[None]
 
     def num_pairs(prefixes, window=None):
-        segment = jnp.repeat(jnp.arange(1, 5), 8).reshape(4, 1, 8)
-        prefix = jnp.repeat(jnp.array(prefixes), 8).reshape(4, 1, 8)
-        return int(blockwise._blocks(index, segment, prefix, window).num_pairs)
+        prefix = jnp.repeat(jnp.array(prefixes), 8)[None]
+        return int(blocks_of(segment, prefix, window, longest_block=8).num_pairs)
 
     assert num_pairs([1, 2, 3, 4]) == 4
     assert num_pairs([1, 1, 1, 1]) == 4 + 3
     # A completion follows its prompt's 8 tokens. Its first token sees 4 back, so the prompt's last.
-    position = jnp.stack([jnp.arange(8), *[8 + jnp.arange(8)] * 3])[:, None]
-    assert num_pairs([1, 1, 1, 1], (position, jnp.int32(4))) == 4 + 3
+    position = jnp.concatenate([jnp.arange(8), *[8 + jnp.arange(8)] * 3])[None]
+    assert num_pairs([1, 1, 1, 1], Window(position, jnp.int32(4))) == 4 + 3
     # With a window of one token nobody sees more than itself.
-    assert num_pairs([1, 1, 1, 1], (position, jnp.int32(1))) == 4
+    assert num_pairs([1, 1, 1, 1], Window(position, jnp.int32(1))) == 4
 
 
-def test_scores_exist_for_a_pair_of_blocks_at_a_time(monkeypatch, batch, vectors):
+def test_scores_exist_for_a_pair_of_blocks_at_a_time(batch, vectors):
     def has_all_scores(block):
-        monkeypatch.setattr(blockwise, "_BLOCK", block)
         *inputs, _ = vectors
 
         def loss(q, k, v):
-            out = blockwise_attention(q, k, v, batch.segment_BT, batch.prefix_BT)
+            ids = batch.segment_BT, batch.prefix_BT
+            out = blockwise_attention(q, k, v, *ids, longest_block=block)
             return jnp.sum(out**2)
 
         return f"{TOKENS}x{TOKENS}x" in jax.jit(jax.grad(loss, (0, 1, 2))).lower(*inputs).as_text()

@@ -142,13 +142,13 @@ def test_what_is_no_target_is_not_computed(num_targets, monkeypatch):
     is_target = np.zeros(ROWS * TOKENS, bool)
     is_target[np.random.default_rng(0).permutation(ROWS * TOKENS)[:num_targets]] = True
     batch = batch.replace(is_target_BT=is_target.reshape(ROWS, TOKENS))
-    computed, scores = [], head._scores
+    computed, scores = [], head.scores
 
     def counting(*args):
         jax.debug.callback(lambda: computed.append(1))
         return scores(*args)
 
-    monkeypatch.setattr(head, "_scores", counting)
+    monkeypatch.setattr(head, "scores", counting)
 
     def loss(hidden):
         # A program of its own, in which the count is traced.

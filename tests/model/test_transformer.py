@@ -13,6 +13,7 @@ import pytest
 
 from cipo_jax.model.attention import packed_attention
 from cipo_jax.model.blockwise import Window
+from cipo_jax.model.decoding import layer_of
 from cipo_jax.model.presets import (
     PRESETS,
     Architecture,
@@ -30,7 +31,6 @@ from cipo_jax.model.transformer import (
     init,
     norm,
     rms_norm,
-    unstack,
 )
 from tests.batches import random_batch
 from tests.weights import drawn
@@ -117,8 +117,8 @@ def test_positions_decide_what_a_window_holds():
     by_index_TS = sees_TS & (index[:, None] - index[None, :] < 4)
     is_token = segment > 0
     assert np.any((in_window_TS & ~by_index_TS)[is_token])  # the control: rows would tell otherwise
-    v = np.broadcast_to(np.eye(48, dtype=np.float32)[:, None], (1, 48, 1, 48))
-    qk = np.zeros((1, 48, 1, 48), np.float32)
+    v = jnp.eye(48)[None, :, None]
+    qk = jnp.zeros((1, 48, 1, 48))
     window = Window(batch.position_BT, 4)
     weight_TS = packed_attention(qk, qk, v, batch.segment_BT, batch.prefix_BT, window)[0, :, 0]
     np.testing.assert_array_equal((weight_TS > 0)[is_token], in_window_TS[is_token])
@@ -193,15 +193,16 @@ def test_scan_over_layers_equals_a_walk_over_unstacked_layers(name):
             x_BTD, _ = block(x_BTD, weights, rotary=rotary, attend=attend, arch=arch)
         return norm(x_BTD, params.final_norm, arch)
 
-    layers = unstack(params.blocks, "float32")
+    dtype = jnp.dtype("float32")
+    layers = [layer_of(params.blocks, index, dtype=dtype) for index in range(arch.num_layers)]
     expected = run(params, batch, arch)
     np.testing.assert_allclose(walk(layers), expected, atol=2e-5)
     assert np.abs(walk(layers[::-1]) - expected).max() > 1e-2
 
 
-def test_unstack_casts_matrices_and_keeps_the_norm_scales():
+def test_a_layer_for_decoding_has_cast_matrices_and_whole_norm_scales():
     arch = PRESETS["tiny-qwen3"]
-    layer = unstack(drawn(arch).blocks, "bfloat16")[1]
+    layer = layer_of(drawn(arch).blocks, 1, dtype=jnp.dtype("bfloat16"))
     assert layer.q.dtype == layer.down.dtype == jnp.bfloat16
     assert layer.attn_norm.dtype == layer.q_norm.dtype == jnp.float32
     assert layer.q.shape == (arch.model_dim, arch.num_heads, arch.head_dim)

@@ -47,7 +47,7 @@ from cipo_jax.config import (
 )
 from cipo_jax.method.advantages import Scores, objective_advantage
 from cipo_jax.method.losses import divergence, policy_loss
-from cipo_jax.method.mix import Completion, Group, mix, unmixed
+from cipo_jax.method.mix import Completion, Group, mix
 from cipo_jax.method.rewards import overlong_penalty
 from cipo_jax.records import Stream
 
@@ -119,13 +119,14 @@ def ours(objective, importance, kl=NO_KL) -> tuple[float, np.ndarray]:
             max_rows=16, keep_zero_signal=True,
         )  # fmt: skip
 
-    batch = dataclasses.replace(lay(sampler), old_logprob_BT=lay(old).sampler_logprob_BT)
+    mixed = lay(sampler)
+    batch = dataclasses.replace(mixed.batch, old_logprob_BT=lay(old).batch.sampler_logprob_BT)
 
     def loss(x):
         by_stream, _ = policy_loss(
             x,
             x,
-            lay(reference).sampler_logprob_BT if kl.weight else None,
+            lay(reference).batch.sampler_logprob_BT if kl.weight else None,
             batch,
             objective=objective,
             kl=kl,
@@ -133,9 +134,8 @@ def ours(objective, importance, kl=NO_KL) -> tuple[float, np.ndarray]:
         )
         return by_stream[Stream.BASE]
 
-    value, gradient = jax.value_and_grad(loss)(lay(new).sampler_logprob_BT)
-    per_token = unmixed(np.asarray(gradient), our_groups(new), train=TRAIN, keep_zero_signal=True)
-    return float(value), per_token
+    value, gradient = jax.value_and_grad(loss)(lay(new).batch.sampler_logprob_BT)
+    return float(value), mixed.places.back(np.asarray(gradient))
 
 
 def compare_losses(name: str, mine, theirs) -> None:

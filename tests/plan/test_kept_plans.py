@@ -67,7 +67,7 @@ def changed_settings(name: str, cfg: Config) -> list[str]:
 
 def changed_memory(name: str, cfg: Config) -> list[str]:
     """What a run of a configuration keeps in memory, and the plan has not or in another size."""
-    one = dataclasses.replace(cfg, mesh=config.Mesh(data=1, fsdp=1, tensor=1))
+    one = dataclasses.replace(cfg, mesh=config.MeshShape(data=1, fsdp=1, tensor=1))
     mesh = make_mesh(one.mesh, jax.devices()[:1])
     resident = programs.resident(one, planned_architecture(cfg), mesh)
     planned = kept(name)

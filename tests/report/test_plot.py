@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from cipo_jax.config import Config, FileTask, GeneratedTask, PretrainedModel, RandomModel
-from cipo_jax.report.panel import _apart
+from cipo_jax.report.panel import apart
 from cipo_jax.report.plot import draw, plot
 
 CFG = Config(name="test", model=RandomModel(), tasks=GeneratedTask())
@@ -40,8 +40,7 @@ def evaluation(step: int, accuracy: float | None) -> dict:
     return {
         "step": step,
         "problems": 32,
-        "greedy": estimate(accuracy),
-        "sampled": estimate(accuracy),
+        "streams": {s: {"accuracy": estimate(accuracy)} for s in ("greedy", "sampled")},
         "pass_at_k": {str(k): estimate(accuracy) for k in (1, 2, 4)},
     }
 
@@ -124,8 +123,8 @@ def test_labels_keep_apart_and_in_order() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         wanted = rng.random(rng.integers(1, 5)).round(1).tolist()
-        placed = _apart(wanted, 0.15)
+        placed = apart(wanted, 0.15)
         assert np.diff(np.sort(placed)).min(initial=1) > 0.14
         assert np.argsort(placed, stable=True).tolist() == np.argsort(wanted, stable=True).tolist()
         assert -0.01 <= min(placed) <= max(placed) <= 1.01
-    assert _apart([0.2, 0.8], 0.15) == pytest.approx([0.2, 0.8])
+    assert apart([0.2, 0.8], 0.15) == pytest.approx([0.2, 0.8])

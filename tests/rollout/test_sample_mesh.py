@@ -27,9 +27,9 @@ EOS = tuple(range(0, 320, 20))
 """One token in twenty ends a completion, so that rows end at all kinds of places."""
 
 MESHES = {
-    "8x1": config.Mesh(data=1, fsdp=8, tensor=1),
-    "4x2": config.Mesh(data=1, fsdp=4, tensor=2),
-    "2x2x2": config.Mesh(data=2, fsdp=2, tensor=2),
+    "8x1": config.MeshShape(data=1, fsdp=8, tensor=1),
+    "4x2": config.MeshShape(data=1, fsdp=4, tensor=2),
+    "2x2x2": config.MeshShape(data=2, fsdp=2, tensor=2),
 }
 OPTIONS = {
     "arch": ARCH,
@@ -40,7 +40,7 @@ OPTIONS = {
 }
 
 
-def mesh_of(sizes: config.Mesh) -> jax.sharding.Mesh:
+def mesh_of(sizes: config.MeshShape) -> jax.sharding.Mesh:
     return make_mesh(sizes, jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor])
 
 
@@ -64,7 +64,7 @@ def run(mesh: jax.sharding.Mesh, seed: int = 0, key: int = 1) -> Rollouts:
 
 @pytest.fixture(scope="module")
 def on_one_device() -> Rollouts:
-    return jax.tree.map(np.asarray, run(mesh_of(config.Mesh(data=1, fsdp=1, tensor=1))))
+    return jax.tree.map(np.asarray, run(mesh_of(config.MeshShape(data=1, fsdp=1, tensor=1))))
 
 
 @pytest.mark.parametrize("sizes", MESHES.values(), ids=MESHES)

@@ -36,25 +36,21 @@ from cipo_jax.config import (
     TokenTis,
     Train,
     Uncorrected,
-    Verify,
 )
 from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.method.anchors import Sampled
 from cipo_jax.method.mix import packing
 from cipo_jax.model.files.load import load_model
 from cipo_jax.records import Batch, Stream
-from cipo_jax.rollout.judged import Engine
-from cipo_jax.run import step_metrics
-from cipo_jax.run.credit import credit_base, credit_corrections
+from cipo_jax.run.credit import credit
 from cipo_jax.run.iteration import HostState, Iteration, Library, iterate
 from cipo_jax.tasks.problem import Problem
-from cipo_jax.text.prompts import ProblemStream, Renderer
-from cipo_jax.text.tokenizer import byte_tokenizer, eos_ids
+from cipo_jax.tasks.stream import ProblemStream
 from cipo_jax.update.microbatch import row_logprobs
 from cipo_jax.update.scorer import make_scorer
 from cipo_jax.update.train_step import abstract_state, init_state, make_train_step
-from cipo_jax.verify.pool import VerifierPool
 from cipo_jax.verify.verdict import NumberReference
+from tests.run.one_step import Batches, figures
 
 NEW_TOKENS = 48
 CFG = Config(
@@ -69,7 +65,7 @@ CFG = Config(
     correction=Correction(drop_truncated_anchors=False),
     optimizer=config.AdamW(learning_rate=1e-2),
     train=Train(row_tokens=512, compute_dtype="float32", rows_per_microbatch=2, remat="none"),
-    mesh=config.Mesh(data=1, fsdp=1),
+    mesh=config.MeshShape(data=1, fsdp=1),
 )  # fmt: skip
 PROBLEMS = [
     Problem(
@@ -85,30 +81,11 @@ LIBRARY = Library.of(PROBLEMS)
 MESH = make_mesh(CFG.mesh, jax.devices()[:1])
 
 
-@pytest.fixture(scope="module")
-def policy() -> tuple:
-    return load_model(RandomModel(), seed=0)
-
-
-@pytest.fixture(scope="module")
-def engine(policy):
-    tokenizer = byte_tokenizer()
-    with VerifierPool(Verify(workers=1)) as pool:
-        yield Engine(
-            arch=policy[1],
-            eos_ids=eos_ids(RandomModel(), tokenizer),
-            renderer=Renderer(tokenizer, CFG.prompts),
-            judge=pool,
-            compute_dtype="float32",
-            mesh=MESH,
-        )
-
-
 def stream_of(problems=PROBLEMS) -> ProblemStream:
     return ProblemStream(problems, CFG.train.prompts_per_step, seed=0)
 
 
-def run(engine, policy, cfg, stream=None, *, step=0, state=None, score=None) -> Iteration:
+def run(engine, policy, cfg, stream=None, *, step=1, state=None, score=None) -> Iteration:
     return iterate(
         engine,
         policy[0],
@@ -143,14 +120,14 @@ def test_further_prompts_are_sampled_until_enough_groups_are_mixed(dynamic) -> N
     assert is_mixed.sum() >= wanted
     assert is_mixed[: -len(is_mixed) // dynamic.num_rounds].sum() < wanted, "a round too many"
     # The first that are mixed are kept, and nothing else is in the batch or in its denominators.
-    kept = np.flatnonzero(dynamic.base_credit.is_kept_Q)
+    kept = np.flatnonzero(dynamic.credit.base.is_kept_Q)
     np.testing.assert_array_equal(kept, np.flatnonzero(is_mixed)[:wanted])
-    batch = dynamic.batch
+    batch = dynamic.credit.batch
     is_base = batch.is_target_BT & (batch.stream_BT == Stream.BASE)
     assert is_base.sum() == dynamic.base.length_QG[kept].sum()
     np.testing.assert_allclose(batch.weight_BT[is_base], 1 / is_base.sum(), rtol=1e-6)
-    assert not dynamic.base_credit.advantage[~dynamic.base_credit.is_kept_Q].any()
-    metrics = step_metrics.of_iteration(dynamic, DYNAMIC)
+    assert not dynamic.credit.base.advantage[~dynamic.credit.base.is_kept_Q].any()
+    metrics = figures(dynamic, DYNAMIC)
     assert metrics["sampling/rounds"] == dynamic.num_rounds
     assert metrics["sampling/groups"] == wanted
     assert metrics["sampling/dropped_share"] == pytest.approx(1 - is_mixed.mean())
@@ -160,27 +137,28 @@ def test_further_prompts_are_sampled_until_enough_groups_are_mixed(dynamic) -> N
 def test_anchors_come_from_all_groups_and_equal_corrections_are_left_out(dynamic) -> None:
     sources = [a.source for a in dynamic.corrections.anchors]
     assert all(isinstance(source, Sampled) for source in sources)
-    dropped = ~dynamic.base_credit.is_kept_Q
+    dropped = ~dynamic.credit.base.is_kept_Q
     assert any(dropped[source.prompt] for source in sources)
-    credit, judged = dynamic.correction_credit, dynamic.corrections.judged
+    found, judged = dynamic.credit.correction, dynamic.corrections.judged
     num_right = judged.is_right_QG.sum(axis=1)
-    np.testing.assert_array_equal(credit.is_kept_Q, (num_right > 0) & (num_right < 8))
-    metrics = step_metrics.of_iteration(dynamic, DYNAMIC)
+    np.testing.assert_array_equal(found.is_kept_Q, (num_right > 0) & (num_right < 8))
+    metrics = figures(dynamic, DYNAMIC)
     share = metrics["sampling/dropped_correction_share"]
-    assert share == pytest.approx(1 - credit.is_kept_Q.mean())
+    assert share == pytest.approx(1 - found.is_kept_Q.mean())
     # Control: without the filter all are credited.
     every = replace(DYNAMIC, objective=Dapo(max_sampling_rounds=0))
     anchors = dynamic.corrections.anchors
-    assert credit_corrections(judged, anchors, cfg=every, score_reference=None).is_kept_Q.all()
+    credited = credit(dynamic.base, judged, anchors, cfg=every, score_reference=None)
+    assert credited.correction.is_kept_Q.all()
 
 
 def test_at_the_limit_a_step_goes_on_with_fewer_groups(dynamic, engine, policy) -> None:
     cfg = replace(DYNAMIC, objective=Dapo(max_sampling_rounds=dynamic.num_rounds - 1))
     fewer = run(engine, policy, cfg)
     assert fewer.num_rounds == dynamic.num_rounds - 1
-    assert 0 < fewer.base_credit.is_kept_Q.sum() < CFG.train.prompts_per_step
+    assert 0 < fewer.credit.base.is_kept_Q.sum() < CFG.train.prompts_per_step
     # Prompts that come again within a step would give the same samples, and are passed over.
-    again = run(engine, policy, DYNAMIC, iter([PROBLEMS[:8]] * 13))
+    again = run(engine, policy, DYNAMIC, Batches(PROBLEMS[:8]))
     assert again.num_rounds == 13
     assert len(again.base.prompted) == 8
 
@@ -192,22 +170,19 @@ def test_a_resumed_run_draws_the_problems_of_the_unbroken_one(dynamic, engine, p
         rows = range(len(it.base.prompted))
         return [(it.base.prompted[q].problem.id, it.base.completion_ids(q, 0)) for q in rows]
 
-    stream = stream_of()
-    first = run(engine, policy, DYNAMIC, stream)
+    first = run(engine, policy, DYNAMIC)
     assert found(first) == found(dynamic)
-    saved = json.dumps({"cursor": stream.state(), "method": first.state.to_json()})
-    second = run(engine, policy, DYNAMIC, stream, step=1, state=first.state)
+    saved = json.dumps(first.state.to_json())
+    second = run(engine, policy, DYNAMIC, step=2, state=first.state)
 
-    record, resumed = json.loads(saved), stream_of()
-    resumed.restore(record["cursor"])
-    state = HostState.from_json(record["method"])
-    again = run(engine, policy, DYNAMIC, resumed, step=1, state=state)
+    state = HostState.from_json(json.loads(saved))
+    assert state.cursor == first.num_rounds > 1
+    again = run(engine, policy, DYNAMIC, step=2, state=state)
     assert found(again) == found(second)
-    jax.tree.map(np.testing.assert_array_equal, again.batch, second.batch)
+    jax.tree.map(np.testing.assert_array_equal, again.credit.batch, second.credit.batch)
     # Control: from one batch behind the first, as if every step took one.
-    behind = stream_of()
-    next(behind)
-    other = run(engine, policy, DYNAMIC, behind, step=1, state=first.state)
+    behind = replace(first.state, cursor=1)
+    other = run(engine, policy, DYNAMIC, step=2, state=behind)
     assert found(other) != found(second)
 
 
@@ -221,15 +196,13 @@ def test_length_shapes_advantages_of_both_streams_and_no_metric(dynamic) -> None
     def credits(penalty):
         objective = Dapo(max_sampling_rounds=0, overlong_share=share, overlong_penalty=penalty)
         cfg = replace(CFG, objective=objective)
-        return (
-            credit_base(base, cfg=cfg, score_reference=None),
-            credit_corrections(
-                corrections.judged, corrections.anchors, cfg=cfg, score_reference=None
-            ),
-        )
+        return credit(base, corrections.judged, corrections.anchors, cfg=cfg, score_reference=None)
 
     plain, shaped = credits(0.0), credits(penalty)
-    for without, with_length, judged in zip(plain, shaped, (base, corrections.judged), strict=True):
+    for without, with_length, judged in (
+        (plain.base, shaped.base, base),
+        (plain.correction, shaped.correction, corrections.judged),
+    ):
         assert np.ptp(judged.length_QG, axis=1).any(), "the test needs lengths that differ"
         # Among samples that are all wrong, the shorter is now the better.
         is_wrong = ~judged.is_right_QG.any(axis=1) & (np.ptp(judged.length_QG, axis=1) > 0)
@@ -239,10 +212,8 @@ def test_length_shapes_advantages_of_both_streams_and_no_metric(dynamic) -> None
             reward = -penalty * judged.length_QG[q] / NEW_TOKENS
             expected = (reward - reward.mean()) / reward.std()
             np.testing.assert_allclose(with_length.advantage[q], expected, rtol=1e-5, atol=1e-6)
-    metrics = step_metrics.of_iteration(
-        replace(dynamic, base=base, base_credit=shaped[0], correction_credit=shaped[1]), DYNAMIC
-    )
-    raw = step_metrics.of_iteration(replace(dynamic, base=base), DYNAMIC)
+    metrics = figures(replace(dynamic, base=base, credit=shaped), DYNAMIC)
+    raw = figures(replace(dynamic, base=base), DYNAMIC)
     for name in ("reward/base", "reward/correction", "correction/fix_rate", "correction/retention"):
         assert metrics[name] == raw[name]
 
@@ -261,10 +232,11 @@ def test_divergence_is_taken_from_the_reward_of_each_token(dynamic, policy, scor
     dr_grpo = replace(CFG, objective=DrGrpo(), kl=Kl(weight=0.5, estimator="k1", into="reward"))
     judged = dynamic.base.take(range(8))
 
-    def credit(cfg, params=other):
-        return credit_base(judged, cfg=cfg, score_reference=functools.partial(score, params))
+    def credited(cfg, params=other):
+        score_reference = functools.partial(score, params)
+        return credit(judged, None, (), cfg=cfg, score_reference=score_reference).base
 
-    got = credit(dr_grpo)
+    got = credited(dr_grpo)
     # The same by another way: each sequence scored in a row of its own.
     k1_QG = np.zeros((8, 8))
     for q, prompted in enumerate(judged.prompted):
@@ -280,7 +252,7 @@ def test_divergence_is_taken_from_the_reward_of_each_token(dynamic, policy, scor
     assert got.divergence == pytest.approx(k1_QG.sum() / judged.length_QG.sum(), rel=1e-4)
 
     # REINFORCE++ has returns: the first token answers for all, the last for its own divergence.
-    returns = credit(replace(dr_grpo, objective=ReinforcePlusPlus()))
+    returns = credited(replace(dr_grpo, objective=ReinforcePlusPlus()))
     assert returns.advantage.shape == (8, 8, judged.length_QG.max())
     is_token = np.arange(judged.length_QG.max()) < judged.length_QG[..., None]
     values = returns.advantage[is_token]
@@ -291,8 +263,30 @@ def test_divergence_is_taken_from_the_reward_of_each_token(dynamic, policy, scor
     assert np.abs(first - returns.advantage[..., 1]).max() > 1e-3
 
     # Against itself a policy diverges by the arithmetic of two programs at most.
-    itself = credit(dr_grpo, policy[0])
+    itself = credited(dr_grpo, policy[0])
     assert abs(itself.divergence) < 1e-5
+
+
+def test_corrections_of_no_weight_are_no_part_of_the_batch(engine, policy, score) -> None:
+    """With the divergence in the reward too: the batch is that of plain RLVR, bit for bit."""
+    other, _ = load_model(RandomModel(), seed=1)
+    kl = Kl(weight=0.05, estimator="k1", into="reward")
+    score_reference = functools.partial(score, other)
+    plain, unweighted, weighted = (
+        run(engine, policy, replace(CFG, kl=kl, correction=correction), score=score_reference)
+        for correction in (
+            Correction(prompts_per_base_prompt=0),
+            replace(CFG.correction, weight=0.0),
+            CFG.correction,
+        )
+    )
+    assert plain.corrections is None
+    assert unweighted.corrections is not None
+    assert unweighted.credit.correction.divergence is None
+    jax.tree.map(np.testing.assert_array_equal, unweighted.credit.batch, plain.credit.batch)
+    # Control: with a weight they are in it, and their divergence is measured.
+    assert (weighted.credit.batch.stream_BT == Stream.CORRECTION).any()
+    assert weighted.credit.correction.divergence != 0
 
 
 def sequence_logprob(params, arch, ids, cfg) -> np.ndarray:
@@ -358,7 +352,7 @@ def test_an_update_makes_likelier_what_was_credited(
     params, arch = policy
     cfg = replace(CFG, objective=objective, importance=importance)
     it = run(engine, policy, cfg)
-    batch = it.batch
+    batch = it.credit.batch
     streams = set(np.unique(batch.stream_BT[batch.is_target_BT]))
     assert streams == set(Stream), "both streams must have a signal"
     assert np.isfinite(batch.advantage_BT).all()
@@ -368,13 +362,13 @@ def test_an_update_makes_likelier_what_was_credited(
     state = init_state(jax.tree.map(np.asarray, params), cfg, MESH)
     step = make_train_step(cfg, arch, MESH).lower(abstract_state(cfg, arch, MESH), None, batch)
     state, metrics = compiled(step)(state, None, batch)
-    assert metrics["grad/is_finite"] == 1
-    assert metrics["grad/norm"] > 0
+    assert metrics.is_finite == 1
+    assert metrics.grad_norm > 0
     # The first update is at ratio 1, nothing is clipped, and the sampler is not off.
-    assert metrics["policy/ratio"] == pytest.approx(1, abs=1e-5)
-    assert metrics["importance/weight"] == pytest.approx(1, abs=1e-4)
-    assert metrics["policy/clip_share"] == 0
-    assert metrics["parity/logprob_abs_max"] < 1e-4
+    assert metrics.ratio == pytest.approx(1, abs=1e-5)
+    assert metrics.importance_weight == pytest.approx(1, abs=1e-4)
+    assert metrics.clip_share == 0
+    assert metrics.gaps.largest[0] < 1e-4
 
     after = np.asarray(score(state.params, batch))
     gain = np.where(batch.is_target_BT, batch.weight_BT * batch.advantage_BT * (after - before), 0)
@@ -392,7 +386,7 @@ def test_later_updates_keep_the_first_policy_as_old(engine, policy, score) -> No
         importance=TokenTis(),
         train=replace(CFG.train, updates_per_step=2),
     )
-    batch = run(engine, policy, cfg).batch
+    batch = run(engine, policy, cfg).credit.batch
     off = np.where(batch.is_target_BT, batch.sampler_logprob_BT - 0.1, 0).astype(np.float32)
     batch = batch.replace(sampler_logprob_BT=off)  # a sampler that is off by .1
     step = make_train_step(cfg, arch, MESH)
@@ -405,9 +399,9 @@ def test_later_updates_keep_the_first_policy_as_old(engine, policy, score) -> No
     state = init_state(jax.tree.map(np.asarray, params), cfg, MESH)
     state, first = program(state, None, scored)
     _, second = program(state, None, scored)
-    assert first["policy/ratio"] == pytest.approx(1, abs=1e-6)
-    assert abs(second["policy/ratio"] - 1) > 1e-3
+    assert first.ratio == pytest.approx(1, abs=1e-6)
+    assert abs(second.ratio - 1) > 1e-3
     for metrics in (first, second):
-        assert metrics["importance/weight"] == pytest.approx(np.exp(0.1), rel=1e-5)
-    assert first["policy/clip_share"] == 0
-    assert second["policy/clip_share"] > 0
+        assert metrics.importance_weight == pytest.approx(np.exp(0.1), rel=1e-5)
+    assert first.clip_share == 0
+    assert second.clip_share > 0

@@ -16,25 +16,20 @@ from cipo_jax.config import (
     Config,
     Correction,
     GeneratedTask,
-    Mesh,
     Prompts,
     RandomModel,
     Sampling,
     Train,
-    Verify,
 )
-from cipo_jax.mesh.sharding import make_mesh
-from cipo_jax.model.files.load import load_model
 from cipo_jax.records import Stream
-from cipo_jax.rollout.judged import Engine, Prompted, Shape, roll_out
-from cipo_jax.run import iteration, rollout_rows, step_metrics
+from cipo_jax.rollout.judged import Prompted, Shape, roll_out
+from cipo_jax.run import iteration, rollout_rows
 from cipo_jax.run.iteration import HostState, Iteration, Library, iterate
 from cipo_jax.tasks.problem import Problem
-from cipo_jax.text.prompts import Renderer
-from cipo_jax.text.tokenizer import byte_tokenizer, eos_ids
+from cipo_jax.text.tokenizer import byte_tokenizer
 from cipo_jax.verify.judge import InlineJudge
-from cipo_jax.verify.pool import VerifierPool
 from cipo_jax.verify.verdict import NumberReference, Status, Verdict, unknown
+from tests.run.one_step import Batches, figures
 
 CFG = Config(
     name="test",
@@ -62,29 +57,10 @@ def problem(digit: int) -> Problem:
 PROBLEMS = [problem(digit) for digit in range(8)]
 
 
-@pytest.fixture(scope="module")
-def policy() -> tuple:
-    return load_model(RandomModel(), seed=0)
-
-
-@pytest.fixture(scope="module")
-def engine(policy):
-    tokenizer = byte_tokenizer()
-    with VerifierPool(Verify(workers=1)) as pool:
-        yield Engine(
-            arch=policy[1],
-            mesh=make_mesh(Mesh(), jax.devices()[:1]),
-            eos_ids=eos_ids(RandomModel(), tokenizer),
-            renderer=Renderer(tokenizer, CFG.prompts),
-            judge=pool,
-            compute_dtype="float32",
-        )
-
-
-def run(engine, policy, problems=PROBLEMS, cfg=CFG, step=0, state=None) -> Iteration:
+def run(engine, policy, problems=PROBLEMS, cfg=CFG, step=1, state=None) -> Iteration:
     state = state or HostState.initial(cfg)
     library = Library.of(PROBLEMS)
-    return iterate(engine, policy[0], iter([problems]), state, step, cfg=cfg, library=library)
+    return iterate(engine, policy[0], Batches(problems), state, step, cfg=cfg, library=library)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +79,7 @@ def samples_by_problem(it: Iteration) -> dict[str, list[list[int]]]:
 def corrections_by_anchor(it: Iteration) -> dict[tuple[str, str], list[list[int]]]:
     c = it.corrections
     return {
-        (p.problem.id, c.attempts[m]): [c.judged.completion_ids(m, g) for g in range(8)]
+        (p.problem.id, c.shown[m].text): [c.judged.completion_ids(m, g) for g in range(8)]
         for m, p in enumerate(c.judged.prompted)
     }
 
@@ -114,7 +90,7 @@ def test_permuting_the_problems_only_permutes_the_results(found, engine, policy)
     assert samples_by_problem(permuted) == samples_by_problem(found)
     assert corrections_by_anchor(permuted) == corrections_by_anchor(found)
     # The control: another step draws other numbers.
-    assert samples_by_problem(run(engine, policy, step=1)) != samples_by_problem(found)
+    assert samples_by_problem(run(engine, policy, step=2)) != samples_by_problem(found)
 
 
 def test_the_base_stream_does_not_notice_the_correction_stream(found, engine, policy) -> None:
@@ -122,17 +98,17 @@ def test_the_base_stream_does_not_notice_the_correction_stream(found, engine, po
     plain = run(engine, policy, cfg=plain_cfg)
     assert plain.corrections is None
     assert samples_by_problem(plain) == samples_by_problem(found)
-    np.testing.assert_array_equal(plain.base_credit.advantage, found.base_credit.advantage)
+    np.testing.assert_array_equal(plain.credit.base.advantage, found.credit.base.advantage)
     unweighted_cfg = replace(CFG, correction=Correction(weight=0, drop_truncated_anchors=False))
     unweighted = run(engine, policy, cfg=unweighted_cfg)
     assert unweighted.corrections is not None
     for ours, theirs in zip(
-        jax.tree.leaves(plain.batch), jax.tree.leaves(unweighted.batch), strict=True
+        jax.tree.leaves(plain.credit.batch), jax.tree.leaves(unweighted.credit.batch), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
     # The control: with a weight, corrections are in the rows.
-    assert (found.batch.stream_BT == Stream.CORRECTION).any()
-    assert not (plain.batch.stream_BT == Stream.CORRECTION).any()
+    assert (found.credit.batch.stream_BT == Stream.CORRECTION).any()
+    assert not (plain.credit.batch.stream_BT == Stream.CORRECTION).any()
 
 
 def test_key_ids_are_distinct_and_do_not_depend_on_the_order() -> None:
@@ -162,11 +138,23 @@ def test_buffered_attempts_come_back_as_right_anchors(engine, policy) -> None:
     assert {a.problem_id for a in held} == {
         p.problem.id for q, p in enumerate(first.base.prompted) if first.base.is_right_QG[q].any()
     }
-    second = run(engine, policy, cfg=cfg, step=1, state=first.state)
-    right = [t for a, t in zip(second.corrections.anchors, second.corrections.attempts, strict=True)
-             if a.is_right]  # fmt: skip
+    second = run(engine, policy, cfg=cfg, step=2, state=first.state)
+    right = [shown.text for shown in second.corrections.shown if shown.anchor.is_right]
     assert right
     assert set(right) <= {a.text for a in held}
+
+
+def test_attempts_leave_the_buffer_at_their_age(engine, policy) -> None:
+    def steps_held(**settings) -> set[int]:
+        correction = Correction(anchor_source="buffer", drop_truncated_anchors=False, **settings)
+        cfg = replace(CFG, correction=correction)
+        first = run(engine, policy, cfg=cfg)
+        second = run(engine, policy, PROBLEMS[4:], cfg=cfg, step=2, state=first.state)
+        return {attempt.step for attempt in second.state.buffer.attempts}
+
+    # Half of the problems come again, so those of the others are still of the first step.
+    assert 1 in steps_held()
+    assert 1 not in steps_held(buffer_max_age=1)
 
 
 def test_the_samples_of_a_prompt_do_not_depend_on_the_wave(engine, policy) -> None:
@@ -198,16 +186,16 @@ def with_unknown(it: Iteration, where: list[tuple[int, int]]) -> Iteration:
 
 def test_unknown_verdicts_are_counted_and_not_averaged(found) -> None:
     right = [tuple(i) for i in np.argwhere(found.base.is_right_QG).tolist()]
-    masked = step_metrics.of_iteration(with_unknown(found, right), CFG)
+    masked = figures(with_unknown(found, right), CFG)
     assert masked["reward/base"] == 0.0
     total = found.base.is_valid_QG.size + found.corrections.judged.is_valid_QG.size
     assert masked["verdict/unknown_share"] == pytest.approx(len(right) / total)
     everything = [(q, g) for q in range(8) for g in range(8)]
-    assert step_metrics.of_iteration(with_unknown(found, everything), CFG)["reward/base"] is None
+    assert figures(with_unknown(found, everything), CFG)["reward/base"] is None
 
 
 def test_metrics_by_hand(found) -> None:
-    m = step_metrics.of_iteration(found, CFG)
+    m = figures(found, CFG)
     c = found.corrections
     right = np.array([[v.status is Status.RIGHT for v in row] for row in c.judged.verdicts])
     wrong_anchors = [i for i, a in enumerate(c.anchors) if not a.is_right]
@@ -247,7 +235,7 @@ def test_every_sample_becomes_a_row_of_the_rollout_file(found) -> None:
     assert len(first.logprobs) == len(first.token_ids)
     assert "<|im_start|>" in first.prompt
     correction = rows[-1]
-    assert correction.anchor == found.corrections.attempts[-1]
+    assert correction.anchor == found.corrections.shown[-1].text
     assert correction.prompt_ids == found.corrections.judged.prompted[-1].token_ids
     assert correction.prompt == decode(correction.prompt_ids)
 
@@ -259,23 +247,22 @@ def with_context(context: str) -> Config:
     return replace(CFG, correction=replace(CFG.correction, context=context))
 
 
-def shown(it: Iteration) -> list[str]:
+def prompts(it: Iteration) -> list[str]:
     tokenizer = byte_tokenizer()
     return [tokenizer.decode(p.token_ids) for p in it.corrections.judged.prompted]
 
 
 def test_a_labelled_prompt_says_what_the_verifier_said(found, engine, policy) -> None:
     labelled = run(engine, policy, cfg=with_context("labelled"))
-    assert labelled.corrections.anchors == found.corrections.anchors
-    assert labelled.corrections.attempts == found.corrections.attempts
+    assert labelled.corrections.shown == found.corrections.shown
     is_right_M = labelled.corrections.is_right_M
     assert is_right_M.any()
     assert not is_right_M.all()
-    for text, is_right in zip(shown(labelled), is_right_M, strict=True):
+    for text, is_right in zip(prompts(labelled), is_right_M, strict=True):
         assert ("has been checked, and it is right" in text) == is_right
         assert ("has been checked, and it is wrong" in text) == (not is_right)
     # The control: the method itself shows no verdict.
-    assert not any("has been checked" in text for text in shown(found))
+    assert not any("has been checked" in text for text in prompts(found))
 
 
 def test_a_foreign_attempt_is_one_at_another_problem(found, engine, policy) -> None:
@@ -287,19 +274,12 @@ def test_a_foreign_attempt_is_one_at_another_problem(found, engine, policy) -> N
         for q in range(len(PROBLEMS))
         for g in range(8)
     }
-    for prompted, attempt, anchor in zip(
-        foreign.corrections.judged.prompted,
-        foreign.corrections.attempts,
-        foreign.corrections.anchors,
-        strict=True,
-    ):
-        assert attempt not in own[prompted.problem.id]
-        assert verdict[attempt] == anchor.is_right
+    for attempt in foreign.corrections.shown:
+        assert attempt.text not in own[attempt.problem.id]
+        assert verdict[attempt.text] == attempt.anchor.is_right
     # The control: otherwise every attempt is the problem's own.
-    for prompted, attempt in zip(
-        found.corrections.judged.prompted, found.corrections.attempts, strict=True
-    ):
-        assert attempt in own[prompted.problem.id]
+    for attempt in found.corrections.shown:
+        assert attempt.text in own[attempt.problem.id]
 
 
 def test_a_foreign_attempt_needs_another_problem() -> None:

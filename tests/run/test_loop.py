@@ -3,6 +3,7 @@
 The runs see one CPU device (a user's machine); tests that compare meshes are in test_train_step.py.
 """
 
+import gzip
 import json
 import os
 import resource
@@ -122,7 +123,8 @@ def test_a_run_leaves_all_that_it_promises(unbroken: Path) -> None:
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert set(lines[0]) >= LOGGED
     for name in (
-        "config.yaml", "environment.json", "evaluations.json", "metrics.jsonl", "plot.png",
+        "config.yaml", "environment.json", "evaluations.json", "finished.json", "metrics.jsonl",
+        "plot.png",
     ):  # fmt: skip
         assert (unbroken / name).stat().st_size > 0, name
     evaluations = json.loads((unbroken / "evaluations.json").read_text())
@@ -236,7 +238,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_pa
 
 FAULT = """
 import sys
-from cipo_jax import cli, iteration
+from cipo_jax import cli
+from cipo_jax.run import iteration
 roll_out = iteration.roll_out
 def at_another_temperature(*args, temperature, **kwargs):
     return roll_out(*args, temperature=0.5 * temperature, **kwargs)
@@ -368,3 +371,14 @@ def test_programs_are_judged_in_the_sandbox_and_trained_on(tmp_path: Path) -> No
     )  # fmt: skip
     assert regraded.returncode == 0, regraded.stderr
     assert "wrong" in regraded.stdout
+
+
+def test_a_profile_is_a_trace_of_the_second_step(tmp_path: Path) -> None:
+    done = train(tmp_path, "--train.steps", "2", "--evaluation.problems", "2", "--profile")
+    assert done.returncode == 0, done.stderr
+    assert f"profile: {tmp_path / 'profile'}" in done.stdout
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    names = {event.get("name", "") for event in events}
+    assert any("step" in name for name in names)
+    assert any("score" in name or "complete" in name for name in names), "the sampler is in it"

@@ -15,7 +15,7 @@ from cipo_jax.method.gaps import bucket_masks
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import init
 from cipo_jax.run import parity
-from cipo_jax.run.parity import Scores, split_by_cause, split_of_bundle, write_bundle
+from cipo_jax.run.parity import Evidence, split_by_cause, split_of_bundle, write_bundle
 from cipo_jax.update.scorer import make_scorer
 from tests.batches import random_batch
 
@@ -47,7 +47,7 @@ def weights(seed=0):
 def scored(temperature=0.7, compute_dtype="float32", seed=0, **constants):
     """Log-probs of the batch, as a trainer or a sampler with these settings has them."""
     arch = dataclasses.replace(ARCH, **constants)
-    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    mesh = make_mesh(config.MeshShape(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     score = make_scorer(make_config(temperature, compute_dtype), arch, mesh)
     program = score.lower(weights(seed), batch()).compile(
         compiler_options={"xla_backend_optimization_level": 0}
@@ -71,8 +71,14 @@ def found(rows, rescored_BT=None, limits=LIMITS, resampled=None, logged_BT=None)
     logged_BT = rescored_BT if logged_BT is None else logged_BT
     gap = np.abs(logged_BT - rows.sampler_logprob_BT)[rows.is_target_BT]
     logged = {"mean": float(gap.mean()), "max": float(gap.max())}
-    scores = Scores(rescored_BT=rescored_BT, float32_BT=scored(), resampled=resampled)
-    return split_by_cause(rows, scores, logged=logged, limits=limits)
+    evidence = Evidence(
+        batch=rows,
+        rescored_BT=rescored_BT,
+        float32_BT=scored(),
+        resampled=resampled,
+        logged=logged,
+    )
+    return split_by_cause(evidence, limits=limits)
 
 
 def test_without_a_fault_there_is_nothing_to_split():
@@ -134,11 +140,14 @@ def test_rounding_is_named_by_its_size():
 
 def test_a_bundle_holds_what_the_split_is_made_from(tmp_path):
     rows = sampled(scored(temperature=1.0)).replace(num_rows=np.int32(3))
-    scores = Scores(rescored_BT=scored(), float32_BT=scored(), resampled=rows)
-    path, split = write_bundle(
-        tmp_path, 12, cfg=make_config(), batch=rows, scores=scores,
-        logged={"mean": 1.0, "max": 2.0}, devices={"kind": "cpu"},
-    )  # fmt: skip
+    evidence = Evidence(
+        batch=rows,
+        rescored_BT=scored(),
+        float32_BT=scored(),
+        resampled=rows,
+        logged={"mean": 1.0, "max": 2.0},
+    )
+    path, split = write_bundle(evidence, tmp_path, 12, cfg=make_config(), devices={"kind": "cpu"})
     assert path == tmp_path / "parity" / "step_000012"
     record = json.loads((path / "record.json").read_text())
     assert record["cause"] == split.cause == "everywhere"

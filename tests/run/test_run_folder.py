@@ -1,17 +1,12 @@
-"""Where a run may live, and the table that it ends with."""
+"""Where a run may live."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import rich.console
 
 from cipo_jax.config import AdamW, Config, configfile
-from cipo_jax.evaluate.correction import correction_measures
-from cipo_jax.evaluate.measures import mean_with_interval
-from cipo_jax.report.comparison import comparison, print_comparison
 from cipo_jax.run import run_folder
 from cipo_jax.tasks.problem import Problem, Tasks
 from cipo_jax.verify.verdict import NumberReference
@@ -43,7 +38,7 @@ def test_a_finished_run_and_another_config_get_a_folder_of_their_own(tmp_path: P
     start(tmp_path / "smoke", SMOKE)
     other = replace(SMOKE, seed=1)
     assert run_folder.find(other, tmp_path) == tmp_path / "smoke-2"
-    (tmp_path / "smoke" / "plot.png").touch()
+    run_folder.finish(tmp_path / "smoke", steps=4)
     assert run_folder.find(SMOKE, tmp_path) == tmp_path / "smoke-2"
 
 
@@ -125,49 +120,3 @@ def test_changes_that_are_allowed_are_kept(tmp_path: Path) -> None:
     run_folder.check_problems(tmp_path, tasks)
     with pytest.raises(run_folder.ChangedConfigError, match=r"temperature was 0.5, is 1.0"):
         run_folder.open_folder(tmp_path, SMOKE)
-
-
-def evaluation(step: int, num_right: list[int]) -> dict:
-    right = np.array(num_right)
-    estimate = mean_with_interval(right / 4, seed=0)
-    problem = np.arange(len(right))
-    return {
-        "step": step, "problems": len(right), "samples": 4, "greedy": estimate,
-        "sampled": estimate, "pass_at_k": {"1": estimate, "4": estimate},
-        "correction": correction_measures(
-            problem, right > 9, right > 2, is_copy_N=right > 9, seed=0
-        ),
-        "per_problem": [{"num_right": int(n), "num_valid": 4} for n in num_right],
-        "unknown_share": 0.0,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("after", "says"),
-    [([3] * 8, "above 0"), ([0] * 8, "below 0"), ([1, 1, 1, 1, 0, 2, 0, 2], "contains 0")],
-    ids=["better", "worse", "neither"],
-)
-def test_the_difference_says_what_the_interval_shows(
-    after: list[int], says: str, capsys: pytest.CaptureFixture
-) -> None:
-    print_comparison(evaluation(0, [1] * 8), evaluation(5, after), seed=0)
-    assert says in capsys.readouterr().out
-
-
-def test_no_difference_where_every_verdict_is_unknown(capsys: pytest.CaptureFixture) -> None:
-    before, after = evaluation(0, [1] * 8), evaluation(5, [0] * 8)
-    for problem in after["per_problem"]:
-        problem["num_valid"] = 0
-    after |= {"unknown_share": 1.0, "sampled": {"mean": None, "low": None, "high": None}}
-    print_comparison(before, after, seed=0)
-    said = capsys.readouterr().out
-    assert "100.0% after" in said
-    assert "no problem has known verdicts on both sides" in said
-
-
-def test_an_undefined_rate_is_a_dash() -> None:
-    """No attempt was right, so there is no retention."""
-    console = rich.console.Console(width=120, record=True)
-    console.print(comparison(evaluation(0, [1] * 8), evaluation(5, [3] * 8)))
-    retention = next(line for line in console.export_text().splitlines() if "retention" in line)
-    assert retention.count("–") == 2

@@ -66,11 +66,13 @@ def evaluation(step: int, right: list[int]) -> dict:
     estimate = {"mean": sum(right) / (4 * len(right)), "low": 0.0, "high": 1.0}
     return {
         "step": step,
-        "sampled": estimate,
-        "greedy": estimate,
+        "streams": {s: {"accuracy": estimate} for s in ("greedy", "sampled")},
         "correction": {"fix_rate": estimate, "retention": {**estimate, "mean": None}},
         "pass_at_k": {"1": estimate, "2": estimate},
-        "per_problem": [{"num_right": c, "num_valid": 4} for c in right],
+        "per_problem": [
+            {"problem_id": str(q), "sampled_right": c, "sampled_known": 4}
+            for q, c in enumerate(right)
+        ],
     }
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cipo_jax import tasks
-from cipo_jax.config import FileTask, GeneratedTask, GymTask
+from cipo_jax.config import FileTask, GeneratedTask, GymTask, HubTask
 from cipo_jax.tasks import programs
 from cipo_jax.tasks.rows import parquet_files
 from cipo_jax.verify.verdict import (
@@ -364,3 +364,25 @@ def test_parquet_files_of_a_hub_data_set():
         parquet_files(files, dataset="a/b", subset="fr", split="train")
     with pytest.raises(ValueError, match="no split 'validation'; it has: test, train"):
         parquet_files(files, dataset="a/b", subset="en", split="validation")
+
+
+def test_a_split_of_its_own_is_held_out(tmp_path, monkeypatch):
+    """Real parquet files behind the calls of the hub's client, which would need a network."""
+    rows = {"train": ["1 + 1?", "2 + 2?", "3 + 3?"], "test": ["3 + 3?", "4 + 4?"]}
+    for split, questions in rows.items():
+        table = pa.table({"question": questions, "answer": [str(q) for q in range(len(questions))]})
+        path = tmp_path / "default" / split / "0000.parquet"
+        path.parent.mkdir(parents=True)
+        pq.write_table(table, path)
+    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.parquet")]
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda **_: files)
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda filename, **_: tmp_path / filename
+    )
+    loaded = tasks.load(HubTask(dataset="a/b", held_out_split="test"))
+    assert [p.question for p in loaded.held_out] == ["3 + 3?", "4 + 4?"]
+    assert [p.question for p in loaded.train] == ["1 + 1?", "2 + 2?"]
+    # Control: without one, rows of the split that is trained on are kept apart.
+    loaded = tasks.load(HubTask(dataset="a/b", num_held_out=1))
+    assert len(loaded.held_out) == 1
+    assert {p.question for p in (*loaded.train, *loaded.held_out)} == set(rows["train"])

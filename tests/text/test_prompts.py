@@ -2,17 +2,15 @@
 
 import dataclasses
 import importlib.util
-import json
 import random
 import re
 
 import pytest
 from tokenizers import processors
 
-from cipo_jax import tasks
-from cipo_jax.config import GeneratedTask, PretrainedModel, Prompts, RandomModel
+from cipo_jax.config import PretrainedModel, Prompts, RandomModel
 from cipo_jax.tasks import Problem
-from cipo_jax.text.prompts import MARKER, ProblemStream, Renderer
+from cipo_jax.text.prompts import MARKER, Renderer
 from cipo_jax.text.tokenizer import byte_tokenizer, load_tokenizer
 from cipo_jax.verify.verdict import NumberReference, StdioReference
 
@@ -300,55 +298,3 @@ def test_half_a_character_survives_a_correction(tokenizer):
     assert text.startswith("7")
     assert "😀" not in text
     assert text in tokenizer.decode(renderer.correction(PROBLEM, text))
-
-
-# --- stream -------------------------------------------------------------------------------------
-
-TRAIN = tasks.load(GeneratedTask(num_held_out=68)).train  # 10 distinct sums.
-
-
-def test_every_epoch_has_every_problem_in_a_new_order():
-    stream = ProblemStream(TRAIN, len(TRAIN), 0)
-    epochs = [[p.id for p in next(stream)] for _ in range(3)]
-    for ids in epochs:
-        assert sorted(ids) == sorted(p.id for p in TRAIN)
-    assert len({tuple(ids) for ids in epochs}) == 3
-    assert [p.id for p in next(ProblemStream(TRAIN, len(TRAIN), 0))] == epochs[0]
-    assert [p.id for p in next(ProblemStream(TRAIN, len(TRAIN), 1))] != epochs[0]
-
-
-def test_no_batch_holds_a_problem_twice():
-    size = len(TRAIN) // 2 + 1
-    stream = ProblemStream(TRAIN, size, 0)
-    seen = set()
-    for _ in range(30):
-        ids = [p.id for p in next(stream)]
-        assert len(set(ids)) == size
-        seen.update(ids)
-    assert len(seen) == len(TRAIN)
-
-
-def test_a_restored_stream_goes_on_where_it_stood():
-    unbroken = ProblemStream(TRAIN, 3, 5)
-    expected = [next(unbroken) for _ in range(20)]
-    stream = ProblemStream(TRAIN, 3, 5)
-    for _ in range(7):
-        next(stream)
-    state = json.loads(json.dumps(stream.state()))
-    resumed = ProblemStream(TRAIN, 3, 5)
-    resumed.restore(state)
-    assert [next(resumed) for _ in range(13)] == expected[7:]
-    assert [next(ProblemStream(TRAIN, 3, 5)) for _ in range(1)] != expected[7:8]  # Control.
-
-
-def test_a_stream_is_not_restored_over_other_problems():
-    state = ProblemStream(TRAIN, 3, 5).state()
-    with pytest.raises(ValueError, match="batch_size = 3, this run has 4"):
-        ProblemStream(TRAIN, 4, 5).restore(state)
-
-
-def test_a_stream_needs_a_batch_of_problems():
-    with pytest.raises(ValueError, match="is 3, but there are only 2"):
-        ProblemStream(TRAIN[:2], 3, 0)
-    with pytest.raises(ValueError, match="only 0 training problems"):
-        ProblemStream((), 1, 0)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cipo_jax.config import Mesh, PretrainedModel, RandomModel
+from cipo_jax.config import MeshShape, PretrainedModel, RandomModel
 from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model.files import hf
 from cipo_jax.model.files.load import load_architecture, load_model, resolve
@@ -127,7 +127,7 @@ def test_what_is_exported_is_a_model_again(tmp_path):
 def test_random_weights_depend_on_the_seed_and_not_on_the_mesh():
     source = RandomModel(preset="tiny-qwen2")
     params, _ = load_model(source, seed=1)
-    meshed, arch = load_model(source, make_mesh(Mesh(tensor=2)), seed=1)
+    meshed, arch = load_model(source, make_mesh(MeshShape(tensor=2)), seed=1)
     assert arch == PRESETS["tiny-qwen2"]
     assert len(meshed.blocks.q.sharding.device_set) == 8
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-8), params, meshed)

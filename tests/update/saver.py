@@ -54,7 +54,7 @@ def main(action, folder, mesh, job):
     if job:
         processes.connect(**job)
     abstract = abstract_state(
-        CFG, PRESETS["tiny-llama"], make_mesh(config.Mesh(**json.loads(mesh)))
+        CFG, PRESETS["tiny-llama"], make_mesh(config.MeshShape(**json.loads(mesh)))
     )
     expected = values(abstract, seed=1)
     with Checkpoints(folder, keep=1) as checkpoints:

@@ -15,10 +15,12 @@ import pytest
 
 from cipo_jax import config
 from cipo_jax.config import Config
-from cipo_jax.mesh.sharding import PARAM_RULES, make_mesh, shardings_of
+from cipo_jax.mesh.sharding import PARAM_RULES, abstract_on, make_mesh
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import abstract, init
-from cipo_jax.update.checkpoint import Checkpoints, DamagedError, _checksums, restore_params
+from cipo_jax.update import checksums
+from cipo_jax.update.checkpoint import Checkpoints, restore_params
+from cipo_jax.update.checksums import DamagedError
 from cipo_jax.update.train_step import TrainState, abstract_state, init_state, make_train_step
 from tests.batches import random_batch
 
@@ -41,7 +43,7 @@ def make_config(preset="tiny-llama", **optimizer) -> Config:
 
 
 def mesh_of(data, fsdp, tensor):
-    sizes = config.Mesh(data=data, fsdp=fsdp, tensor=tensor)
+    sizes = config.MeshShape(data=data, fsdp=fsdp, tensor=tensor)
     return make_mesh(sizes, jax.devices()[: data * fsdp * tensor])
 
 
@@ -121,13 +123,7 @@ def test_onto_another_mesh(folder):
 
 def test_parameters_alone(folder):
     saved(folder, steps=(1, 2))
-    mesh = mesh_of(2, 2, 2)
-    params = abstract(PRESETS["tiny-llama"])
-    wanted = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        params,
-        shardings_of(params, mesh, PARAM_RULES),
-    )
+    wanted = abstract_on(abstract(PRESETS["tiny-llama"]), mesh_of(2, 2, 2), PARAM_RULES)
     for step in (1, 2, None):
         restored, found = restore_params(folder, wanted, step=step)
         assert found == (step or 2)
@@ -249,7 +245,7 @@ def test_a_checksum_is_of_bits_and_of_their_places():
     x = jnp.arange(24.0).reshape(2, 3, 4)
 
     def sums(*arrays):
-        return list(_checksums(list(arrays)).values())
+        return list(checksums.of_arrays(list(arrays)).values())
 
     one, same = sums(x, x + 0)
     assert one == same
@@ -384,7 +380,12 @@ def run(folder, keep: int) -> TrainState:
     return state
 
 
-RESUME = "import conftest, sys, test_checkpoint; test_checkpoint.run(sys.argv[1], keep=4)"
+RESUME = """
+import sys
+from tests import conftest
+from tests.update import test_checkpoint
+test_checkpoint.run(sys.argv[1], keep=4)
+"""
 
 
 def test_resume_in_a_new_process_is_bit_equal(folder, tmp_path):

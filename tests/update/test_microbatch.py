@@ -22,10 +22,10 @@ from tests.weights import drawn
 
 ROWS, TOKENS = 8, 40
 MESHES = [
-    config.Mesh(data=1, fsdp=8, tensor=1),
-    config.Mesh(data=1, fsdp=4, tensor=2),
-    config.Mesh(data=2, fsdp=2, tensor=2),
-    config.Mesh(data=2, fsdp=1, tensor=4),
+    config.MeshShape(data=1, fsdp=8, tensor=1),
+    config.MeshShape(data=1, fsdp=4, tensor=2),
+    config.MeshShape(data=2, fsdp=2, tensor=2),
+    config.MeshShape(data=2, fsdp=1, tensor=4),
 ]
 
 
@@ -41,7 +41,7 @@ def make_config() -> config.Config:
 
 
 @functools.cache
-def found(name: str, sizes: config.Mesh):
+def found(name: str, sizes: config.MeshShape):
     """Log-probs, entropies, and the gradients of the head and of the hidden states, on the host."""
     arch, cfg = PRESETS[name], make_config()
     mesh = make_mesh(sizes, jax.devices()[: sizes.data * sizes.fsdp * sizes.tensor])
@@ -70,7 +70,7 @@ def found(name: str, sizes: config.Mesh):
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-qwen3"])
 def test_many_devices_give_what_one_gives(name, sizes):
     """Of a head of its own, and of one that is the embedding."""
-    *expected, _ = found(name, config.Mesh(data=1, fsdp=1, tensor=1))
+    *expected, _ = found(name, config.MeshShape(data=1, fsdp=1, tensor=1))
     *actual, spec = found(name, sizes)
     for ours, theirs in zip(actual, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

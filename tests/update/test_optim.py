@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from cipo_jax.config import Adafactor, AdamW, Mesh
+from cipo_jax.config import Adafactor, AdamW, MeshShape
 from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model.presets import PRESETS
 from cipo_jax.model.transformer import abstract
@@ -146,7 +146,7 @@ def test_state_bytes_and_layout(preset, factored):
     arch = PRESETS[preset]
     params = abstract(arch)
     num_params = sum(x.size for x in jax.tree.leaves(params))
-    mesh = make_mesh(Mesh(data=1, fsdp=4, tensor=1), jax.devices()[:4])
+    mesh = make_mesh(MeshShape(data=1, fsdp=4, tensor=1), jax.devices()[:4])
 
     def bytes_per_param(cfg, shards):
         state = jax.eval_shape(make_optimizer(cfg, 1).init, params)

@@ -45,7 +45,7 @@ def test_the_reference_gives_the_same_bits_in_half_the_memory(name):
     assert trainable is params
     assert num_bytes(frozen) < 0.51 * num_bytes(params)
 
-    mesh = make_mesh(config.Mesh(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    mesh = make_mesh(config.MeshShape(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     abstract = policy.abstract_frozen(cfg, arch, mesh)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), frozen) == jax.tree.map(
         lambda x: (x.shape, x.dtype), abstract

@@ -208,6 +208,15 @@ def wait_until(condition: Callable[[], object], within_s: float = 30.0) -> None:
         time.sleep(0.01)
 
 
+def test_the_limit_on_output_is_the_setting() -> None:
+    """100,000 characters where 2 are expected: too many for 1 KiB, a wrong answer for 128."""
+    talkative = program("print('x' * 100_000)")
+    for output_kb, reason in ((1, "output_limit"), (128, "wrong_answer")):
+        with VerifierPool(Verify(workers=1, output_kb=output_kb)) as pool:
+            assert pool.submit(talkative, FORTY_TWO).result().reason == reason
+            assert f"{output_kb} KiB output" in str(pool.report)
+
+
 def test_the_system_would_rather_kill_a_program_than_the_trainer(pool: VerifierPool) -> None:
     """Every process of the sandbox, down to the running program; the control is this one."""
     slow = program("import time\ntime.sleep(0.5)\nprint(42)")
@@ -310,8 +319,7 @@ def test_nothing_is_left_after_close() -> None:
         "pool = VerifierPool(Verify(workers=2))\n"
         "pool.submit('```\\nprint(1)\\n```', StdioReference(cases=(('', '1'),))).result()\n"
         "pool.close(); pool.close()\n"
-        "sys.path.insert(0, 'tests')\n"
-        "from test_verify_pool import family\n"
+        "from tests.verify.test_pool import family\n"
         "print(family(os.getpid()), len(os.listdir('/proc/self/fd')))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)

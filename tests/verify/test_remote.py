@@ -1,5 +1,6 @@
 """The clients of servers that judge elsewhere: what fails is unknown, and never wrong."""
 
+import contextlib
 import http.server
 import json
 import math
@@ -16,9 +17,16 @@ from contextlib import contextmanager
 import pytest
 
 from cipo_jax.config import Verify
-from cipo_jax.verify import CallsReference, Status, StdioReference
-from cipo_jax.verify.fusion import FusionPool
-from cipo_jax.verify.remote import RemotePool
+from cipo_jax.verify import (
+    CallsReference,
+    MathReference,
+    NumberReference,
+    Status,
+    StdioReference,
+)
+from cipo_jax.verify.fusion import TRIAL, FusionPool
+from cipo_jax.verify.judge import open_judge
+from cipo_jax.verify.remote import EndpointError, RemotePool
 
 TOKEN = "a-token-for-the-tests-only"
 SEVEN = StdioReference(cases=(("3 4", "7"),))
@@ -189,7 +197,7 @@ def test_a_service_that_is_killed_while_it_judges() -> None:
 # --- SandboxFusion ------------------------------------------------------------------------------
 
 
-def fusion_run(given: str, printed: str, return_code: int = 0, status: str = "Finished") -> bytes:
+def fusion_run(printed: str, return_code: int = 0, status: str = "Finished") -> bytes:
     """A reply of /run_code, in the form of SandboxFusion's `RunCodeResponse`."""
     result = {
         "status": status,
@@ -203,6 +211,22 @@ def fusion_run(given: str, printed: str, return_code: int = 0, status: str = "Fi
     return json.dumps({"status": opinion, "message": "", "run_result": result}).encode()
 
 
+@contextmanager
+def fusion_that(run: Callable[[int, dict], bytes]) -> Iterator[tuple[str, list[dict]]]:
+    """Such a server, and what it is asked to run after its trial: `run(number, question)`."""
+    asked: list[dict] = []
+
+    def reply(number: int, path: str, question: dict) -> tuple[int, bytes, dict]:
+        assert path == "/run_code"
+        if question["code"] == TRIAL:
+            return 200, fusion_run("42\n"), {}
+        asked.append(question)
+        return 200, run(len(asked), question), {}
+
+    with server_that(reply) as address:
+        yield address, asked
+
+
 @pytest.mark.parametrize(
     ("runs", "status", "reason"),
     [
@@ -214,48 +238,76 @@ def fusion_run(given: str, printed: str, return_code: int = 0, status: str = "Fi
     ],
 )
 def test_fusion_is_a_runner_only(runs, status: Status, reason: str) -> None:
-    seen = []
-
-    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
-        seen.append((path, record))
-        return 200, fusion_run(record["stdin"], *runs[number - 1]), {}
-
     reference = StdioReference(cases=(("3 4", "7"), ("1 2", "3")))
     with (
-        server_that(reply) as address,
+        fusion_that(lambda number, question: fusion_run(*runs[number - 1])) as (address, asked),
         FusionPool(address, Verify(), deadline_s=2.0) as fusion,
     ):
         verdict = fusion.submit(RIGHT_PROGRAM, reference).result()
-        with pytest.raises(TypeError, match="CallsReference needs a VerifierPool"):
-            fusion.submit("", CallsReference(function="f", cases=(((), 1),)))
     assert (verdict.status, verdict.reason) == (status, reason)
-    assert len(seen) == len(runs)
-    for path, record in seen:
-        assert path == "/run_code"
-        assert set(record) == {"language", "code", "stdin", "run_timeout", "memory_limit_MB"}
-        assert record["stdin"] in ("3 4", "1 2")  # and no expected output anywhere
+    assert len(asked) == len(runs)
+    for question in asked:
+        assert set(question) == {"language", "code", "stdin", "run_timeout", "memory_limit_MB"}
+        assert question["stdin"] in ("3 4", "1 2")  # and no expected output anywhere
 
 
 def test_fusion_runs_what_the_reference_asks_for() -> None:
-    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
-        assert record["code"].index("import math") < record["code"].index("print")
-        assert record["run_timeout"] == 1.5
-        return 200, fusion_run(record["stdin"], "7"), {}
-
     reference = StdioReference(cases=(("", "7"),), prelude="import math", case_s=1.5)
     with (
-        server_that(reply) as address,
+        fusion_that(lambda number, question: fusion_run("7")) as (address, asked),
         FusionPool(address, Verify(), deadline_s=2.0) as fusion,
     ):
         assert fusion.submit(program("print(7)"), reference).result().status is Status.RIGHT
+    (question,) = asked
+    assert question["code"].index("import math") < question["code"].index("print")
+    assert question["run_timeout"] == 1.5
 
 
-def test_an_empty_answer_is_not_run() -> None:
-    def reply(number: int, path: str, record: dict) -> tuple[int, bytes, dict]:
-        raise AssertionError("nothing should have been asked")
+def test_fusion_runs_no_program_that_is_none() -> None:
+    with (
+        fusion_that(lambda number, question: fusion_run("7")) as (address, asked),
+        FusionPool(address, Verify()) as fusion,
+    ):
+        reasons = [
+            fusion.submit(said, SEVEN).result().reason
+            for said in ("```python\n```", f"<think>{RIGHT_PROGRAM}", program("#" * 70_000))
+        ]
+    assert reasons == ["no_answer", "no_answer", "bad_format"]
+    assert asked == []
 
-    with server_that(reply) as address, FusionPool(address, Verify()) as fusion:
-        assert fusion.submit("```python\n```", SEVEN).result().reason == "no_answer"
+
+def fusion(address: str) -> Verify:
+    return Verify(service_url=address, service_kind="sandbox-fusion", service_deadline_s=2.0)
+
+
+def test_fusion_judges_where_the_configuration_says_so() -> None:
+    with fusion_that(lambda number, question: fusion_run("7")) as (address, asked):
+        judge = open_judge(fusion(address), [SEVEN, NumberReference(answer="7")])
+        with contextlib.closing(judge):
+            assert isinstance(judge, FusionPool)
+            assert f"SandboxFusion {address}" in str(judge.report)
+            assert judge.is_sandboxed is None
+            assert judge.submit(RIGHT_PROGRAM, SEVEN).result().status is Status.RIGHT
+            number = judge.submit("so it is 7", NumberReference(answer="7"))
+            assert number.result().status is Status.RIGHT
+        assert len(asked) == 1
+        calls = CallsReference(function="f", cases=(((), 1),))
+        with pytest.raises(ValueError, match=r"with CallsReference, MathReference: judge them"):
+            open_judge(fusion(address), [SEVEN, calls, MathReference(answers=("1",))])
+    with pytest.raises(ValueError, match=r"verify.service_url names no server"):
+        Verify(service_kind="sandbox-fusion")
+
+
+def test_a_fusion_server_that_runs_nothing_is_an_error_at_the_start() -> None:
+    """Otherwise every verdict of the run would be unknown."""
+    with pytest.raises(EndpointError, match=r"gave no reply in 2 s"):
+        open_judge(fusion("http://127.0.0.1:1"), [SEVEN])
+    for trouble in (fusion_run("42\n", return_code=1), fusion_run("41\n"), b"{}"):
+        with (
+            server_that(lambda number, path, question, body=trouble: (200, body, {})) as address,
+            pytest.raises(EndpointError, match=r"does not run Python|own failure"),
+        ):
+            open_judge(fusion(address), [SEVEN])
 
 
 def test_jax_is_not_loaded() -> None:

@@ -23,13 +23,8 @@ from cipo_jax.verify import (
     VerifierPool,
     service,
 )
-from cipo_jax.verify.remote import (
-    Endpoint,
-    EndpointError,
-    RefusedError,
-    RemotePool,
-    open_pool,
-)
+from cipo_jax.verify.judge import open_pool
+from cipo_jax.verify.remote import Endpoint, EndpointError, RefusedError, RemotePool
 from cipo_jax.verify.service import ImpatientProtocol, make_app, serve
 from cipo_jax.verify.wire import encode_reference
 
@@ -166,7 +161,7 @@ def test_a_short_token_is_refused_at_the_start(pool: VerifierPool) -> None:
         (b'{"completion": NaN, "reference": NaN}', 400),
         (b'{"completion": ["7"], "reference": {}}', 400),
         (b'{"completion":' * 5_000, 400),
-        (gzip.compress(b" " * 10**7 + question("7", SEVEN)), 400),
+        (gzip.compress(b" " * 10**7 + question("7", SEVEN), mtime=0), 400),
         (b"x" * (MAX_BODY_BYTES + 1), 413),
     ],
     ids=lambda value: str(value)[:40],

@@ -72,12 +72,17 @@ def test_cases_keep_their_types(case) -> None:
         values.encode(("stdio", {"cases": (("", ""),), "language": "perl"})),
         values.encode(("calls", {"function": "f", "cases": ((1, 2),)})),
         values.encode({"number": {"answer": "1"}}),
+        values.encode(("number", {"answer": 16**5000})),
+        values.encode(("math", {"answers": ("1",), "tolerance": 16**5000})),
+        values.encode(("number", {"answer": ("1",) * 100_000})),
+        values.encode(("number", {"answer" * 1_000_000: "1"})),
     ],
     ids=lambda text: text[:40],
 )
 def test_what_is_no_reference_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - pydantic and values word it
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - each says another thing
         decode_reference(text)
+    assert len(str(refused.value)) < 1000  # it goes back over the wire
 
 
 @pytest.mark.parametrize("status", Status)

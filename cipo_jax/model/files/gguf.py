@@ -87,16 +87,6 @@ def architecture(file: Path) -> Architecture:
     def stated(key: str) -> Any:
         return stated_in(reader, f"{kind}.{key}", file)
 
-    shapes = _shapes(reader)
-    scaling = value("rope.scaling.type")
-    rope_scaling = None
-    if scaling == "linear" and "rope_freqs.weight" not in shapes:
-        rope_scaling = LinearRopeScaling(factor=_decimal(stated("rope.scaling.factor")))
-    elif scaling not in (None, "none") or "rope_freqs.weight" in shapes:
-        raise ValueError(
-            f"{file} scales its rotary frequencies ({scaling or 'rope_freqs.weight'}), in a form "
-            "that does not tell the constants. Load the same model from safetensors."
-        )
     num_layers, width = stated("block_count"), stated("embedding_length")
     num_heads = stated("attention.head_count")
     # Without a key_length the heads share the width evenly, by definition of the format.
@@ -108,14 +98,14 @@ def architecture(file: Path) -> Architecture:
         )
     special: dict[str, Any] = {}
     if family == "gemma3_text":
-        # What a file does not state is fixed by the format's own reader for this architecture.
+        # Where the file is silent, the format's own reader fixes these for this architecture.
         nth = value("attention.sliding_window_pattern") or 6
         special["sliding"] = SlidingLayers(
             is_sliding=every_nth_sees_all(num_layers, nth),
             window=stated("attention.sliding_window"),
             rope_theta=_decimal(value("rope.freq_base_swa") or 10_000.0),
         )
-        if num_layers == 62:  # that of 27B, whose scores have another scale
+        if num_layers == 62:  # the 27B model, whose scores have another scale
             special["query_pre_attn_scalar"] = width // num_heads
     if family == "qwen3_moe":
         special["experts"] = Experts(
@@ -134,12 +124,26 @@ def architecture(file: Path) -> Architecture:
         head_dim=head_dim,
         mlp_dim=stated(mlp_dim),
         rope_theta=_decimal(stated("rope.freq_base")),
-        rope_scaling=rope_scaling,
+        rope_scaling=_rope_scaling(reader, kind, file),
         norm_eps=_decimal(stated("attention.layer_norm_rms_epsilon")),
-        is_tied=LAYOUT["head"][0] not in shapes,
+        is_tied=LAYOUT["head"][0] not in _shapes(reader),
         max_position=stated("context_length"),
         **special,
     )
+
+
+def _rope_scaling(reader: gguf.GGUFReader, kind: str, file: Path) -> LinearRopeScaling | None:
+    scaling = value_of(reader, f"{kind}.rope.scaling.type")
+    has_factors = "rope_freqs.weight" in _shapes(reader)
+    if scaling == "linear" and not has_factors:
+        factor = stated_in(reader, f"{kind}.rope.scaling.factor", file)
+        return LinearRopeScaling(factor=_decimal(factor))
+    if scaling not in (None, "none") or has_factors:
+        raise ValueError(
+            f"{file} scales its rotary frequencies ({scaling or 'rope_freqs.weight'}), in a form "
+            "that does not tell the constants. Load the same model from safetensors."
+        )
+    return None
 
 
 def load(
@@ -151,14 +155,14 @@ def load(
 ) -> Params:
     """Parameters from the file, expanded to floats one tensor at a time.
 
-    Args and errors as `hf.load`.
+    Arguments and errors are those of `hf.load`.
     """
     reader = open_file(file)
     tensor_of = {tensor.name: tensor for tensor in reader.tensors}
 
     def read(name: str) -> np.ndarray:
         tensor = tensor_of[name]
-        floats = gguf.dequantize(tensor.data, tensor.tensor_type)
+        floats: np.ndarray = gguf.dequantize(tensor.data, tensor.tensor_type)
         if arch.family == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
             return half_split(floats, arch.head_dim)
         return floats - arch.norm_offset if name.endswith("norm.weight") else floats
@@ -169,14 +173,15 @@ def load(
 
 
 def stored_dtype(file: Path) -> str:
-    """Of the embedding: bfloat16 or float16, or float32, which quantised weights expand to."""
+    """The embedding's: bfloat16, float16, or float32, which quantised weights expand to."""
     (kind,) = (t.tensor_type for t in open_file(file).tensors if t.name == LAYOUT["embed"][0])
     return {"BF16": "bfloat16", "F16": "float16"}.get(kind.name, "float32")
 
 
 def licence(file: Path) -> str | None:
     """The identifier of the model's licence, if the file states one."""
-    return value_of(open_file(file), "general.license")
+    identifier: str | None = value_of(open_file(file), "general.license")
+    return identifier
 
 
 def half_split(weight: np.ndarray, head_dim: int) -> np.ndarray:
@@ -202,7 +207,7 @@ def _parsed(file: Path, changed_ns: int) -> gguf.GGUFReader:
 
 
 def value_of(reader: gguf.GGUFReader, key: str) -> Any:
-    """What the metadata says of a key; None if nothing."""
+    """The value of a key in the metadata; None if it is not there."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
 

@@ -21,7 +21,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 1, 2, 3, 4, 6
 chat format, other strings that are always one token, and single bytes."""
 
 _SPACE = "\u2581"
-"""What stands for a space in a SentencePiece token."""
+"""Takes the place of a space in a SentencePiece token."""
 
 _QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -32,7 +32,7 @@ _QWEN2_WORDS = (
 def tokenizer(file: Path) -> PreTrainedTokenizerFast:
     """The tokenizer in the file's metadata, with its chat template.
 
-    Where the file states no template, that of a `chat_template.jinja` beside it, if there is one.
+    If the file states no template, a `chat_template.jinja` beside it is taken.
 
     Raises: ValueError if the tokenizer is of another kind, splits words in an unknown way, or lacks
       something that its kind needs.
@@ -47,7 +47,7 @@ def tokenizer(file: Path) -> PreTrainedTokenizerFast:
 
     model, tokens, types = stated("model"), stated("tokens"), stated("token_type")
     if model == "llama":
-        # Here, too, a file need not state what the format's own reader does by itself: a space in
+        # A file need not state what the format's own reader does by default: it puts a space in
         # front of a text, and the token that begins a sequence before it.
         adds_space = value("add_space_prefix") in (None, True)
         backend = _sentencepiece(tokens, stated("scores"), types, adds_space=adds_space, file=file)
@@ -155,7 +155,7 @@ def _sentencepiece(
 
 
 def _merges(score_of: dict[str, float]) -> Iterator[tuple[str, str]]:
-    """All pairs of tokens that make a token, by falling score of what they make.
+    """All pairs of tokens that merge into a token, the token with the highest score first.
 
     Pairs that make the same token follow each other, longest left part first. SentencePiece takes
     the leftmost of them instead, which no order of pairs can express.

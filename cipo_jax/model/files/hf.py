@@ -1,7 +1,7 @@
 """Checkpoints in the layout of Hugging Face transformers: config.json and safetensors, in and out.
 
-One table says which tensor is which field; loading and saving both read it. What config.json says
-is read and written in `hf_config.py`.
+One table says which tensor is which field; loading and saving both read it. `hf_config.py` reads
+and writes the constants in config.json.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _POST_NORM_LAYOUT: layout.Layout = {
     "blocks.mlp_norm": ("model.layers.{}.pre_feedforward_layernorm.weight", "D"),
     "blocks.mlp_post_norm": ("model.layers.{}.post_feedforward_layernorm.weight", "D"),
 }
-"""What the names mean where attention and MLP are normed once more."""
+"""The names that have another meaning where attention and MLP are normed once more."""
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 
@@ -137,7 +137,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
 
 
 def stored_dtype(folder: Path) -> str:
-    """Of the embedding in the folder's files: float32, bfloat16 or float16."""
+    """The embedding's in the folder's files: float32, bfloat16 or float16."""
     names = {"BF16": "bfloat16", "F16": "float16"}
     for path in _weight_files(Path(folder)):
         with safetensors.safe_open(path, framework="numpy") as file:

@@ -7,6 +7,7 @@ this decoder does not have.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from cipo_jax.model.presets import (
@@ -29,141 +30,186 @@ _CLASSES: dict[FamilyName, str] = {
 }
 
 
+_UNSUPPORTED = {
+    "mlp_bias": "has no biases in its MLP",
+    "quantization_config": "trains float weights: use the model before quantisation",
+    "attn_logit_softcapping": "caps no logits",
+    "final_logit_softcapping": "caps no logits",
+    "use_bidirectional_attention": "only looks back",
+}
+"""Keys that a config must leave out, or set to null, false or 0, and the rule for each."""
+
+
+@dataclass(frozen=True)
+class _Config:
+    """A config, and where it is from, for messages."""
+
+    values: Mapping[str, Any]
+    source: str
+
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
+    def stated(self, key: str) -> Any:
+        if self.values.get(key) is None:
+            raise ValueError(
+                f"{self.source} does not state {key}, and no constant of a model is assumed here. "
+                "Add it with the value that the model was trained with."
+            )
+        return self.values[key]
+
+    def refuse(self, key: str, rule: str) -> NoReturn:
+        value = self.values.get(key)
+        raise ValueError(f"{self.source}: {key} is {value!r}; this decoder {rule}.")
+
+
 def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
     """The constants that a config states.
 
     Args:
-      source: where it stands, for messages.
+      source: where it is from, for messages.
     Raises: ValueError if a constant is missing, or if it asks for something that the decoder does
       not do.
     """
-
-    def stated(key: str) -> Any:
-        if config.get(key) is None:
-            raise ValueError(
-                f"{source} does not state {key}, and no constant of a model is assumed here. Add "
-                "it with the value that the model was trained with."
-            )
-        return config[key]
-
-    def refuse(key: str, rule: str) -> NoReturn:
-        raise ValueError(f"{source}: {key} is {config.get(key)!r}; this decoder {rule}.")
-
-    family = stated("model_type")
-    if family == "gemma3":
-        refuse("model_type", "reads the text model alone, whose model_type is gemma3_text")
-    if family not in _CLASSES:
-        refuse("model_type", f"covers {', '.join(_CLASSES)}")
-    is_gemma = family == "gemma3_text"
-    key, name = ("hidden_activation", "gelu_pytorch_tanh") if is_gemma else ("hidden_act", "silu")
-    if stated(key) != name:
-        refuse(key, f"has an MLP gated by {name} for {family}")
-    # Of Qwen2, attention_bias would be a key without a meaning: its q, k and v always have biases.
-    if config.get("attention_bias") and family != "qwen2":
-        refuse("attention_bias", "has no bias on its output projection, which this flag adds too")
-    if config.get("mlp_bias"):
-        refuse("mlp_bias", "has no biases in its MLP")
-    if config.get("quantization_config"):
-        refuse("quantization_config", "trains float weights: use the model before quantisation")
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if config.get(key):
-            refuse(key, "caps no logits")
-    if config.get("use_bidirectional_attention"):
-        refuse("use_bidirectional_attention", "only looks back")
-    if not is_gemma:
-        if config.get("sliding_window") and config.get("use_sliding_window") is not False:
-            refuse("sliding_window", f"attends to the whole sequence in models of {family}")
-        if set(config.get("layer_types") or ()) - {"full_attention"}:
-            refuse("layer_types", f"attends to the whole sequence in models of {family}")
-
-    num_layers, num_heads = stated("num_hidden_layers"), stated("num_attention_heads")
-    if config.get("head_dim") is not None or family not in ("llama", "qwen2"):
-        head_dim = stated("head_dim")
-    else:  # by definition in Llama and Qwen2, not by default
-        head_dim, rest = divmod(stated("hidden_size"), num_heads)
-        if rest:
-            refuse("num_attention_heads", "needs head_dim where heads do not divide hidden_size")
-    of_gemma: dict[str, Any] = {}
-    experts, mlp_dim = None, "intermediate_size"
-    if is_gemma:
-        theta, scaling, sliding_theta = _gemma_rope(config, source)
-        sliding = SlidingLayers(
-            is_sliding=_is_sliding(config, num_layers, source),
-            window=stated("sliding_window"),
-            rope_theta=sliding_theta,
-        )
-        of_gemma = {"query_pre_attn_scalar": stated("query_pre_attn_scalar"), "sliding": sliding}
+    file = _Config(config, source)
+    family = _family(file)
+    _check_features(file, family)
+    num_layers = file.stated("num_hidden_layers")
+    own: dict[str, Any] = {}
+    if family == "gemma3_text":
+        own = _gemma_constants(file, num_layers)
     else:
-        theta, scaling = _rope(config, source)
+        own["rope_theta"], own["rope_scaling"] = _rope(file)
+        own["is_tied"] = file.stated("tie_word_embeddings")
     if family == "qwen3_moe":
-        if stated("decoder_sparse_step") != 1:
-            refuse("decoder_sparse_step", "has experts in every layer")
-        if config.get("mlp_only_layers"):
-            refuse("mlp_only_layers", "has experts in every layer")
-        experts = Experts(
-            # transformers 5 has another name for it.
-            num_experts=config.get("num_local_experts") or stated("num_experts"),
-            num_per_token=stated("num_experts_per_tok"),
-            is_normalised=stated("norm_topk_prob"),
-        )
-        mlp_dim = "moe_intermediate_size"
+        own["experts"] = _experts(file)
     return of_family(
         family,
-        vocab_size=stated("vocab_size"),
-        model_dim=stated("hidden_size"),
+        vocab_size=file.stated("vocab_size"),
+        model_dim=file.stated("hidden_size"),
         num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=stated("num_key_value_heads"),
-        head_dim=head_dim,
-        mlp_dim=stated(mlp_dim),
-        experts=experts,
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=float(stated("rms_norm_eps")),
-        # Gemma's head is the embedding by definition, and its public configs do not say so.
-        is_tied=config.get("tie_word_embeddings", True)
-        if is_gemma
-        else stated("tie_word_embeddings"),
-        max_position=stated("max_position_embeddings"),
-        **of_gemma,
+        num_heads=file.stated("num_attention_heads"),
+        num_kv_heads=file.stated("num_key_value_heads"),
+        head_dim=_head_dim(file, family),
+        mlp_dim=file.stated("moe_intermediate_size" if "experts" in own else "intermediate_size"),
+        norm_eps=float(file.stated("rms_norm_eps")),
+        max_position=file.stated("max_position_embeddings"),
+        **own,
     )
 
 
-def _rope(
-    config: Mapping[str, Any], source: str
-) -> tuple[float, Llama3RopeScaling | LinearRopeScaling | None]:
+def _family(file: _Config) -> FamilyName:
+    stated = file.stated("model_type")
+    for family in _CLASSES:
+        if stated == family:
+            return family
+    if stated == "gemma3":
+        file.refuse("model_type", "reads the text model alone, whose model_type is gemma3_text")
+    file.refuse("model_type", f"covers {', '.join(_CLASSES)}")
+
+
+def _check_features(file: _Config, family: FamilyName) -> None:
+    """Refuses what the decoder does not do.
+
+    Qwen2 may state attention_bias, where it has no meaning: its q, k and v always have biases.
+    """
+    is_gemma = family == "gemma3_text"
+    key, name = ("hidden_activation", "gelu_pytorch_tanh") if is_gemma else ("hidden_act", "silu")
+    if file.stated(key) != name:
+        file.refuse(key, f"has an MLP gated by {name} for {family}")
+    if file.get("attention_bias") and family != "qwen2":
+        rule = "has no bias on its output projection, which this flag adds too"
+        file.refuse("attention_bias", rule)
+    for key, rule in _UNSUPPORTED.items():
+        if file.get(key):
+            file.refuse(key, rule)
+    if not is_gemma:
+        rule = f"attends to the whole sequence in models of {family}"
+        if file.get("sliding_window") and file.get("use_sliding_window") is not False:
+            file.refuse("sliding_window", rule)
+        if set(file.get("layer_types") or ()) - {"full_attention"}:
+            file.refuse("layer_types", rule)
+
+
+def _head_dim(file: _Config, family: FamilyName) -> int:
+    """In Llama and Qwen2 the heads share the width by definition, where no other is stated."""
+    head_dim: int
+    if file.get("head_dim") is not None or family not in ("llama", "qwen2"):
+        head_dim = file.stated("head_dim")
+        return head_dim
+    head_dim, rest = divmod(file.stated("hidden_size"), file.stated("num_attention_heads"))
+    if rest:
+        file.refuse("num_attention_heads", "needs head_dim where heads do not divide hidden_size")
+    return head_dim
+
+
+def _experts(file: _Config) -> Experts:
+    if file.stated("decoder_sparse_step") != 1:
+        file.refuse("decoder_sparse_step", "has experts in every layer")
+    if file.get("mlp_only_layers"):
+        file.refuse("mlp_only_layers", "has experts in every layer")
+    return Experts(
+        # transformers 5 writes num_local_experts.
+        num_experts=file.get("num_local_experts") or file.stated("num_experts"),
+        num_per_token=file.stated("num_experts_per_tok"),
+        is_normalised=file.stated("norm_topk_prob"),
+    )
+
+
+def _gemma_constants(file: _Config, num_layers: int) -> dict[str, Any]:
+    theta, scaling, sliding_theta = _gemma_rope(file)
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "sliding": SlidingLayers(
+            is_sliding=_is_sliding(file, num_layers),
+            window=file.stated("sliding_window"),
+            rope_theta=sliding_theta,
+        ),
+        "query_pre_attn_scalar": file.stated("query_pre_attn_scalar"),
+        # The head is the embedding by definition, and public configs do not say so.
+        "is_tied": file.values.get("tie_word_embeddings", True),
+    }
+
+
+_Scaling = Llama3RopeScaling | LinearRopeScaling | None
+
+
+def _rope(file: _Config) -> tuple[float, _Scaling]:
     """Rotary base and scaling. transformers 5 keeps both in `rope_parameters`; before it, the base
-    stood at the top level and the scaling in `rope_scaling`.
+    was at the top level and the scaling in `rope_scaling`.
     """
-    parameters = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    return _rope_of(config.get("rope_theta"), parameters, config, source)
+    parameters = {**(file.get("rope_scaling") or {}), **(file.get("rope_parameters") or {})}
+    return _rope_of(file.get("rope_theta"), parameters, file)
 
 
-def _gemma_rope(
-    config: Mapping[str, Any], source: str
-) -> tuple[float, Llama3RopeScaling | LinearRopeScaling | None, float]:
+def _gemma_rope(file: _Config) -> tuple[float, _Scaling, float]:
     """Base and scaling of the layers that see everything, and the base of the others.
-    transformers 5 keeps them in `rope_parameters` by kind of layer; before it, they stood at the
-    top level.
+    transformers 5 keeps them in `rope_parameters` by kind of layer; before it, they were at the top
+    level.
     """
-    by_kind = config.get("rope_parameters") or {}
-    full = {**(config.get("rope_scaling") or {}), **(by_kind.get("full_attention") or {})}
-    theta, scaling = _rope_of(config.get("rope_theta"), full, config, source)
+    by_kind = file.get("rope_parameters") or {}
+    full = {**(file.get("rope_scaling") or {}), **(by_kind.get("full_attention") or {})}
+    theta, scaling = _rope_of(file.get("rope_theta"), full, file)
     sliding = by_kind.get("sliding_attention") or {}
     sliding_theta, sliding_scaling = _rope_of(
-        config.get("rope_local_base_freq"), sliding, config, f"{source}, sliding layers"
+        file.get("rope_local_base_freq"),
+        sliding,
+        replace(file, source=f"{file.source}, sliding layers"),
     )
     if sliding_scaling is not None:
         raise ValueError(
-            f"{source}: sliding layers with rotary scaling {sliding}; this decoder scales the "
+            f"{file.source}: sliding layers with rotary scaling {sliding}; this decoder scales the "
             "positions of the other layers only."
         )
     return theta, scaling, sliding_theta
 
 
 def _rope_of(
-    stated_theta: Any, parameters: Mapping[str, Any], config: Mapping[str, Any], source: str
-) -> tuple[float, Llama3RopeScaling | LinearRopeScaling | None]:
+    stated_theta: Any, parameters: Mapping[str, Any], file: _Config
+) -> tuple[float, _Scaling]:
+    """Base and scaling from the base at the top level, if any, and a group of rotary parameters."""
+    source = file.source
     thetas = {
         float(value) for value in (stated_theta, parameters.get("rope_theta")) if value is not None
     }
@@ -175,21 +221,21 @@ def _rope_of(
         )
     theta = thetas.pop()
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    partial = parameters.get("partial_rotary_factor", file.get("partial_rotary_factor"))
     if kind not in ("default", "llama3", "linear") or partial not in (None, 1.0):
         raise ValueError(
             f"{source}: rotary positions of type {kind!r} with partial_rotary_factor {partial}; "
             "this decoder turns all channels, with no scaling ('default') or that of 'llama3' or "
             "'linear'."
         )
-    if kind == "default":
-        return theta, None
 
     def stated(name: str) -> float:
         if parameters.get(name) is None:
             raise ValueError(f"{source}: rotary scaling of type {kind} without {name}.")
         return float(parameters[name])
 
+    if kind == "default":
+        return theta, None
     if kind == "linear":
         return theta, LinearRopeScaling(factor=stated("factor"))
     return theta, Llama3RopeScaling(
@@ -200,23 +246,23 @@ def _rope_of(
     )
 
 
-def _is_sliding(config: Mapping[str, Any], num_layers: int, source: str) -> tuple[bool, ...]:
+def _is_sliding(file: _Config, num_layers: int) -> tuple[bool, ...]:
     """Which layers have a window. Before transformers 4.53, every nth layer had none, and the
     config stated n.
     """
-    kinds = config.get("layer_types")
+    kinds = file.get("layer_types")
     if kinds is None:
-        nth = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
+        nth = file.get("sliding_window_pattern") or file.get("_sliding_window_pattern")
         if nth is None:
             raise ValueError(
-                f"{source} states neither layer_types nor sliding_window_pattern: which layers "
-                "have a sliding window? Add the one that the model was trained with."
+                f"{file.source} states neither layer_types nor sliding_window_pattern: which "
+                "layers have a sliding window? Add the one that the model was trained with."
             )
         return every_nth_sees_all(num_layers, nth)
     if len(kinds) != num_layers or set(kinds) - {"full_attention", "sliding_attention"}:
         raise ValueError(
-            f"{source}: layer_types is {kinds}; it must say full_attention or sliding_attention "
-            f"for each of {num_layers} layers."
+            f"{file.source}: layer_types is {kinds}; it must say full_attention or "
+            f"sliding_attention for each of {num_layers} layers."
         )
     return tuple(kind == "sliding_attention" for kind in kinds)
 

@@ -1,4 +1,4 @@
-"""How the tensors of a checkpoint file become the stacked fields of `Params`, and back.
+"""The tensors of a checkpoint file as the stacked fields of `Params`, and back.
 
 A checkpoint stores one matrix per layer, with heads merged into rows or columns. `Params` stacks
 the layers and keeps the heads apart. A `Layout` states for each field the tensor's name and its
@@ -11,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jax.typing import DTypeLike
 
-from cipo_jax.mesh.sharding import letters_of
+from cipo_jax.model.letters import filled
 from cipo_jax.model.presets import Architecture
 from cipo_jax.model.transformer import Params, abstract
-
-Tensor = TypeVar("Tensor", np.ndarray, jax.Array)
 
 Layout = Mapping[str, tuple[str, str]]
 """Path of a field in `Params` -> (tensor name, its axes in the file). Each `{}` in a name is the
@@ -36,72 +33,76 @@ space between them share one axis: "NH D" is a matrix of N*H rows."""
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How the tensors of a field lie in the file, and how in the field."""
+    """The axes of a field's tensors in the file and in the field. Hashable, for `jax.jit`."""
 
-    axes: str
-    """In the file, as the layout states them."""
-    letters: tuple[str, ...]
-    """In the field, without the first axes that the tensors are stacked along."""
+    file_axes: str
+    """As the layout states them."""
+    field_axes: tuple[str, ...]
+    """Letters, without those of the first axes, along which the tensors are stacked."""
     sizes: tuple[tuple[str, int], ...]
-    """Of every letter."""
+    """Letter and length of every axis of the field."""
 
-    def _size(self, letters: str) -> int:
+    def _length(self, letters: str) -> int:
         return math.prod(dict(self.sizes)[letter] for letter in letters)
 
     @property
-    def file_shape(self) -> tuple[int, ...]:
-        return tuple(self._size(axis) for axis in self.axes.split())
+    def _file_letters(self) -> str:
+        """The letters of the file's axes with merged axes apart."""
+        return self.file_axes.replace(" ", "")
 
-    def to_field(self, tensor: Tensor) -> Tensor:
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        return tuple(self._length(axis) for axis in self.file_axes.split())
+
+    def to_field(self, tensor: jax.Array) -> jax.Array:
         """Splits the merged axes of a tensor of the file and puts them in the field's order."""
-        order = self.axes.replace(" ", "")
-        split = tensor.reshape([self._size(letter) for letter in order])
-        return split.transpose([order.index(letter) for letter in self.letters])
+        letters = self._file_letters
+        split = tensor.reshape([self._length(letter) for letter in letters])
+        return split.transpose([letters.index(letter) for letter in self.field_axes])
 
     def to_file(self, field: np.ndarray) -> np.ndarray:
         """The inverse of `to_field`, contiguous."""
-        order = self.axes.replace(" ", "")
-        split = field.transpose([self.letters.index(letter) for letter in order])
+        split = field.transpose([self.field_axes.index(letter) for letter in self._file_letters])
         return np.ascontiguousarray(split.reshape(self.file_shape))
 
     def file_sharding(self, field: Sharding | None) -> Sharding | None:
-        """Where the pieces of a tensor of the file go, so that each device of the field's sharding
-        gets those of its own piece. Of merged axes only the first may be split; where another is,
-        all devices get the whole axis.
+        """The sharding of a tensor of the file that gives each device of the field's sharding the
+        pieces of its own piece. Of merged axes only the first may be split; where another is, all
+        devices get the whole axis.
         """
         if not isinstance(field, NamedSharding):
             return field
-        inner = len(self.letters)
-        spec = (*field.spec, *(None,) * inner)  # a spec may be shorter than the shape
-        stacked = len(self.sizes) - inner
-        rule = dict(zip(self.letters, spec[stacked:], strict=False))
+        num_stacked = len(self.sizes) - len(self.field_axes)
+        spec = (*field.spec, *(None,) * len(self.sizes))  # a spec may be shorter than the shape
+        rule = dict(zip(self.field_axes, spec[num_stacked:], strict=False))
         split = [
             rule[axis[0]] if all(rule[letter] is None for letter in axis[1:]) else None
-            for axis in self.axes.split()
+            for axis in self.file_axes.split()
         ]
         return NamedSharding(field.mesh, PartitionSpec(*split))
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """One tensor of the file, and where it belongs."""
+    """One tensor of the file, and its place in the parameters."""
 
     name: str
     path: str
-    """Of the field, as in `blocks.q`."""
+    """The field's, as in `blocks.q`."""
     index: tuple[int, ...]
-    """Where it stands along the first axes of the field: () if it is the whole field."""
+    """The tensor's along the first axes of the field: () if it is the whole field."""
     form: Form
 
 
 def slots(layout: Layout, arch: Architecture) -> Iterator[Slot]:
     """Every tensor that a checkpoint of this architecture holds, those of a field together."""
-    letters = _field_letters(Params)
+    letters_of_field = fields_of(filled(Params, lambda _, letters: letters))
     for path, field in fields_of(abstract(arch)).items():
         name, axes = layout[path]
         num_stacked = name.count("{}")
-        sizes = tuple(zip(letters[path], field.shape, strict=True))
-        form = Form(axes, letters[path][num_stacked:], sizes)
+        letters = letters_of_field[path].split()
+        sizes = tuple(zip(letters, field.shape, strict=True))
+        form = Form(axes, tuple(letters[num_stacked:]), sizes)
         for index in np.ndindex(field.shape[:num_stacked]):
             yield Slot(name.format(*index), path, index, form)
 
@@ -134,8 +135,8 @@ def assemble(
         if file_shapes[slot.name] != slot.form.file_shape:
             raise ValueError(
                 f"{slot.name} has shape {file_shapes[slot.name]}, but the constants of the model "
-                f"ask for {slot.form.file_shape} ({slot.form.axes}). The weights and the stated "
-                "constants are not of the same model."
+                f"ask for {slot.form.file_shape} ({slot.form.file_axes}). The weights and the "
+                "stated constants are not of the same model."
             )
     shapes = {path: field.shape for path, field in fields_of(abstract(arch)).items()}
     places = {} if shardings is None else fields_of(shardings)
@@ -145,19 +146,21 @@ def assemble(
         field = jnp.zeros(shapes[path], dtype, device=sharding)
         for slot in group:
             tensor = _on_devices(read(slot.name), slot.form, sharding)
-            field = _write(field, tensor, slot.index, form=slot.form, sharding=sharding)
+            field = write(field, tensor, slot.index, form=slot.form, sharding=sharding)
             # Or the host's pieces of many tensors would wait for their transfer at the same time.
             jax.block_until_ready(field)
             del tensor
         placed.append(field)
-    return jax.tree.structure(abstract(arch)).unflatten(placed)
+    params: Params = jax.tree.unflatten(jax.tree.structure(abstract(arch)), placed)
+    return params
 
 
 def _on_devices(tensor: np.ndarray, form: Form, field: Sharding | None) -> jax.Array:
     """A tensor of the file on the devices, one piece after the other."""
     sharding = form.file_sharding(field)
     if sharding is None:
-        return jax.device_put(tensor)
+        whole: jax.Array = jax.device_put(tensor)
+        return whole
     devices_of: dict[str, list[jax.Device]] = {}
     pieces = sharding.addressable_devices_indices_map(form.file_shape)
     for device, piece in pieces.items():
@@ -171,7 +174,7 @@ def _on_devices(tensor: np.ndarray, form: Form, field: Sharding | None) -> jax.A
 
 
 @partial(jax.jit, static_argnames=("form", "sharding"), donate_argnums=0)
-def _write(
+def write(
     field: jax.Array,
     tensor: jax.Array,
     index: tuple[jax.Array, ...],
@@ -181,7 +184,7 @@ def _write(
 ) -> jax.Array:
     """The field with one tensor of the file in its place; the field's memory is used again."""
     value = form.to_field(tensor).astype(field.dtype)
-    where = (*index, *(0,) * value.ndim)
+    where: list[jax.Array | int] = [*index, *[0] * value.ndim]
     field = jax.lax.dynamic_update_slice(field, value[(None,) * len(index)], where)
     return field if sharding is None else jax.lax.with_sharding_constraint(field, sharding)
 
@@ -235,15 +238,3 @@ def fields_of(params: Params) -> dict[str, Any]:
     """Path -> array of the fields that the architecture has, in tree order."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _field_letters(record: type, prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """Path -> dimension letters of the annotated fields."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, hint in typing.get_type_hints(record).items():
-        letters = letters_of(hint)
-        if letters is not None:
-            found[prefix + name] = tuple(letters.split())
-        elif dataclasses.is_dataclass(hint):
-            found |= _field_letters(typing.cast(type, hint), f"{prefix}{name}.")
-    return found

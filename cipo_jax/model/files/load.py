@@ -1,4 +1,4 @@
-"""From the `model` section of a config to parameters: where the model lies, and how it is read."""
+"""From the `model` section of a config to parameters: where the model is, and how it is read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FILES = [
     "*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt", "README.md", "LICENSE*",
     "NOTICE*",
 ]  # fmt: skip
-"""What is fetched from the hub: weights, constants, tokenizer, chat template and licence."""
+"""Fetched from the hub: weights, constants, tokenizer, chat template and licence."""
 _CONSTANTS = ["config.json"]
 
 
@@ -67,7 +67,8 @@ def load_model(
     if isinstance(source, RandomModel):
 
         def init(key: PRNGKeyArray) -> Params:
-            return jax.tree.map(lambda x: x.astype(dtype), transformer.init(key, arch))
+            drawn: Params = jax.tree.map(lambda x: x.astype(dtype), transformer.init(key, arch))
+            return drawn
 
         return jax.jit(init, out_shardings=shardings)(jax.random.key(seed)), arch
     path = resolve(source.path)
@@ -76,7 +77,7 @@ def load_model(
 
 
 def stored_dtype(source: ModelSource) -> str:
-    """What the model's files hold the embedding in: float32, bfloat16 or float16; float32 for
+    """The type of the embedding in the model's files: float32, bfloat16 or float16; float32 for
     quantised files and for random weights.
     """
     if isinstance(source, RandomModel):
@@ -88,7 +89,7 @@ def stored_dtype(source: ModelSource) -> str:
 def resolve(path: str, *, files: Sequence[str] = _FILES) -> Path:
     """The folder or .gguf file that a model path means, fetched from the hub where it is a hub id.
 
-    A hub id that is also a folder here means the folder. Of a hub id, only what `files` names.
+    A hub id that is also a folder here means the folder. From the hub, only `files` are fetched.
 
     Raises: ValueError if there is no such thing, with the way out.
     """
@@ -121,7 +122,7 @@ def is_hub_id(path: str) -> bool:
 
 
 def _gguf_of_package(name: str) -> Path:
-    # The package is never imported: what it does on import, and needs for it, is not our business.
+    # The package is never imported, so neither its side effects nor its dependencies matter.
     spec = importlib.util.find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(

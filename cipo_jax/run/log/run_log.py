@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import rich.console
 
-from cipo_jax.config import Log
+from cipo_jax.config import Log, atomic
 from cipo_jax.run.log.environment import environment
 from cipo_jax.run.log.rollout_row import SCHEMA, RolloutRow
 from cipo_jax.run.log.terminal import Bar, Lines
@@ -80,10 +80,8 @@ class RunLog:
         folder = self._run_dir / "rollouts"
         folder.mkdir(exist_ok=True)
         columns = {f.name: [getattr(row, f.name) for row in rows] for f in fields(RolloutRow)}
-        path = folder / _rollout_name(step)
-        unfinished = path.with_suffix(".tmp")
-        pq.write_table(pa.table(columns, schema=SCHEMA), unfinished, compression="zstd")
-        unfinished.replace(path)
+        with atomic.replacing(folder / _rollout_name(step)) as unfinished:
+            pq.write_table(pa.table(columns, schema=SCHEMA), unfinished, compression="zstd")
 
     def environment(self, devices: Mapping[str, Any], *, verifier: str) -> None:
         """Write environment.json: what `environment` finds, the devices as the caller sees them,
@@ -91,8 +89,8 @@ class RunLog:
         """
         if self._is_writer:
             record = {**environment(), "devices": dict(devices), "verifier": verifier}
-            path = self._run_dir / "environment.json"
-            path.write_text(json.dumps(record, indent=2, default=str) + "\n")
+            text = json.dumps(record, indent=2, default=str)
+            atomic.write_text(self._run_dir / "environment.json", text + "\n")
 
     def message(self, text: str) -> None:
         """One line on the terminal, above the progress display."""
@@ -128,5 +126,5 @@ def _rollout_name(step: int) -> str:
 def _drop_rollouts_after(folder: Path, step: int) -> None:
     for path in folder.glob("step_*"):
         found = int(path.name[len("step_") :].split(".")[0])
-        if path.suffix == ".tmp" or found > step:
+        if path.suffix == atomic.UNFINISHED or found > step:
             path.unlink(missing_ok=True)

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import yaml
 
+from cipo_jax.config import atomic
+
 Figures = Mapping[str, float | int | None]
 
 
@@ -42,9 +44,7 @@ def _keep_steps(path: Path, last: int) -> None:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(kept), encoding="utf-8")
-    unfinished.replace(path)
+    atomic.write_text(path, "".join(kept))
 
 
 class TensorBoard:

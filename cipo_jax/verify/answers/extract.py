@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cipo_jax.verify.answers.number import last_number
+from cipo_jax.verify.thinking import without_thinking
 
 MAX_COMPLETION_CHARS = 65_536
 """Only the end of a longer completion is read."""
@@ -56,11 +57,11 @@ class _Piece(NamedTuple):
 def final_answer(completion: str) -> str:
     """The text of the final answer; empty if there is none.
 
-    Thinking doesn't count (`without_thinking`), nor does a box that isn't closed (the completion
-    was cut), or what stands in it.
+    Thinking doesn't count (`thinking.py`), nor does a box that isn't closed (the completion was
+    cut), or what stands in it.
     Takes time linear in the completion, whatever it holds.
     """
-    text = without_thinking(completion)
+    text = said(completion)
     if boxed := _chains(text, list(_boxes(text))):
         return boxed[-1]
     if opening := _BOX.search(text):
@@ -74,15 +75,13 @@ def final_answer(completion: str) -> str:
 
 def last_box(completion: str) -> str:
     r"""What stands in the last `\boxed{...}`, or in several that are joined; empty without any."""
-    text = without_thinking(completion)
+    text = said(completion)
     return next(reversed(_chains(text, list(_boxes(text)))), "")
 
 
-def without_thinking(completion: str) -> str:
-    """The end of the completion, without what was thought before it: all up to the last
-    `</think>`, and all from a `<think>` that is not closed.
-    """
-    return completion[-MAX_COMPLETION_CHARS:].rpartition("</think>")[2].partition("<think>")[0]
+def said(completion: str) -> str:
+    """The part of a completion that is read: its end, thinking left out."""
+    return without_thinking(completion)[-MAX_COMPLETION_CHARS:]
 
 
 def parts(answer: str) -> list[str]:

@@ -20,7 +20,7 @@ from cipo_jax.verify.answers.extract import (
     final_answer,
     last_box,
     parts,
-    without_thinking,
+    said,
 )
 from cipo_jax.verify.answers.number import last_number, rational
 from cipo_jax.verify.answers.spelling import formatless, unwrapped
@@ -119,7 +119,7 @@ def _judge_number(completion: str, reference: NumberReference) -> Verdict:
             f"NumberReference.answer is {reference.answer[:50]!r}, which is no number such as 12, "
             "-0.5, 1,234 or 3/4; use MathReference for other answers."
         )
-    number = last_number(without_thinking(completion))
+    number = last_number(said(completion))
     if number is None:
         return wrong("no_answer")
     value = rational(number)
@@ -131,7 +131,7 @@ def _judge_number(completion: str, reference: NumberReference) -> Verdict:
 
 
 def _judge_text(completion: str, reference: TextReference) -> Verdict:
-    answer = _plain_text(last_box(completion) or without_thinking(completion))
+    answer = _plain_text(last_box(completion) or said(completion))
     if not answer:
         return wrong("no_answer")
     if len(answer) > MAX_ANSWER_CHARS:

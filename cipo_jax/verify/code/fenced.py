@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from cipo_jax.verify.thinking import without_thinking
+
 MAX_COMPLETION = 2**20
 """Only the end of a longer completion is read."""
 
@@ -16,13 +18,13 @@ _BYTE_ORDER_MARK = "\ufeff"
 def extract(completion: str, *, function: str = "") -> str:
     """The program in a completion: its last fenced Python block, or all of it where none is fenced.
 
-    Text before a closing `</think>` doesn't count. A block without a language is taken for Python
+    Thinking doesn't count (`thinking.py`). A block without a language is taken for Python
     only where none says that it is, since examples of output are often fenced as well. Where a
     function is asked for, the last block that defines it is taken, since an example of its use
     often follows. A block that is never closed runs to the next that begins, or to the end. Of a
     block in a list the fence's own indentation is taken off.
     """
-    text = completion[-MAX_COMPLETION:].rpartition("</think>")[2]
+    text = without_thinking(completion)[-MAX_COMPLETION:]
     named, nameless = [], []
     opening = None
     for fence in [*_FENCE.finditer(text), None]:

@@ -53,8 +53,8 @@ def judge_stdio(
 ) -> Verdict:
     """Right if the program prints what is expected for every case; each case is a fresh process."""
     source = extract(completion)
-    if refusal := _refuse(source):
-        return refusal
+    if refused := refusal(source):
+        return refused
     orders = {"source": with_prelude(reference.prelude, source)}
     deadline = time.monotonic() + limits.wall_s
     for index, (given, expected) in enumerate(reference.cases):
@@ -78,8 +78,8 @@ def judge_calls(
 ) -> Verdict:
     """Right if the function returns the expected value for every list of arguments."""
     source = extract(completion, function=reference.function)
-    if refusal := _refuse(source):
-        return refusal
+    if refused := refusal(source):
+        return refused
     source = with_prelude(reference.prelude, source)
     if not reference.case_s:
         return _judge_calls(source, reference, range(len(reference.cases)), cell, limits)
@@ -133,8 +133,8 @@ def judge_asserts(
     another process.
     """
     source = extract(completion, function=reference.function)
-    if refusal := _refuse(source):
-        return refusal
+    if refused := refusal(source):
+        return refused
     orders = {"function": reference.function}
     solver_orders = orders | {"source": with_prelude(reference.prelude, source)}
     tester_orders = orders | {"prelude": reference.prelude, "tests": reference.tests}
@@ -206,7 +206,8 @@ def _same_token(printed: str, expected: str) -> bool:
         return False
 
 
-def _refuse(source: str) -> Verdict | None:
+def refusal(source: str) -> Verdict | None:
+    """The verdict on a program that is not run at all; None for one that is."""
     if not source.strip():
         return wrong("no_answer")
     if len(source) > MAX_SOURCE:

@@ -46,7 +46,7 @@ def main(descriptor: int, kind: str, trainer: int, hooks: preload.Hooks) -> NoRe
         os._exit(1)
     readable = _readable(kind)
     children: set[int] = set()
-    is_all_loaded = False
+    has_library = False
     # The socket closes when the trainer dies, unless a process that it forked holds a copy: hence
     # the second look, at who our parent is.
     while os.getppid() == trainer:
@@ -56,9 +56,9 @@ def main(descriptor: int, kind: str, trainer: int, hooks: preload.Hooks) -> NoRe
                 break
             order, (cell_end,) = request
             isolation = Isolation(**order["isolation"])
-            if not isolation.namespaces and not is_all_loaded:
-                preload.load_rest()
-                is_all_loaded = True
+            if not isolation.namespaces and not has_library:
+                preload.load_library()
+                has_library = True
             pid = os.fork()
             if pid == 0:
                 connection.close()

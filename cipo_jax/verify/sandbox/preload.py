@@ -1,13 +1,14 @@
 """What a nursery imports before it forks, so that no program pays for it.
 
-Most of what a program costs is its fork: a copy of the page tables of all this, and of every page
-that either side then writes to. So what few programs import is left to them where they can read the
-standard library, and what is loaded is left quiet.
+Most of a program's cost is its fork: a copy of the page tables of all this, and of every page that
+either side then writes to. So modules that few programs import are left to them, and what is loaded
+is left quiet.
 """
 
 from __future__ import annotations
 
 import _thread
+import contextlib
 import gc
 import importlib
 import logging
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cipo_jax.verify.answers import judging
+from cipo_jax.verify.sandbox import library
 from cipo_jax.verify.verdict import MathReference
 
 _COMMON = """
@@ -27,16 +29,6 @@ datetime decimal enum fractions functools gc heapq inspect io itertools json jso
 json.encoder keyword linecache locale math numbers operator os pathlib queue random re reprlib
 resource select selectors signal socket stat statistics string struct subprocess sys textwrap
 threading time token tokenize traceback types typing warnings weakref
-"""
-_REST = """
-argparse asyncio base64 binascii bz2 calendar cmd code codecs codeop colorsys concurrent.futures
-concurrent.futures.thread configparser contextvars cProfile csv difflib dis doctest encodings.ascii
-encodings.cp1252 encodings.idna encodings.latin_1 encodings.utf_16 encodings.utf_32 fcntl fileinput
-fnmatch getopt getpass glob graphlib gzip hashlib hmac html html.parser importlib.util lzma marshal
-mmap multiprocessing multiprocessing.pool opcode optparse pickle platform pprint profile pstats
-sched secrets shlex shutil sre_compile sre_constants sre_parse stringprep _strptime symtable
-tempfile timeit tomllib trace tracemalloc unicodedata unittest unittest.mock urllib.parse uuid
-xml.etree.ElementTree zipfile zlib zoneinfo
 """
 
 _ALGEBRA = """
@@ -89,7 +81,10 @@ main(int(descriptor), kind, int(trainer), hooks)
 
 def load(kind: str) -> None:
     """What nearly every program of this kind of nursery needs."""
-    _import(_COMMON)
+    for name in _COMMON.split():
+        # An interpreter may be built without some of them; programs can't have those either.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     if kind == "math":
         # Parsers build their tables, and sympy imports its parts and fills its caches, on first
         # use: a worker that takes the place of a killed one starts with all that.
@@ -103,11 +98,11 @@ def load(kind: str) -> None:
     _settle()
 
 
-def load_rest() -> None:
-    """The rest of what programs may import, for isolations in which they can't read the standard
-    library: strict seccomp, and user ids that may not enter the folder of the interpreter.
+def load_library() -> None:
+    """The whole standard library (`library.py`), for isolations without mounts of their own, in
+    which programs may not be able to read it.
     """
-    _import(_REST)
+    library.keep()
     _settle()
 
 
@@ -116,14 +111,6 @@ def _stack_size(size: int = 0, /) -> int:
     scripts ask for from habit: they get the largest there is, as with the main thread's stack.
     """
     return _thread.stack_size(min(size, MAX_THREAD_STACK))
-
-
-def _import(names: str) -> None:
-    for name in names.split():
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue  # an interpreter built without it; programs can't have it either
 
 
 def _import_all(package: str) -> None:

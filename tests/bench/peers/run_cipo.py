@@ -77,7 +77,7 @@ def main() -> None:
     args = parser.parse_args()
     work = workload.WORKS[args.work]
     arch, cfg = architecture(work.model), make_config(work, args)
-    mesh = make_mesh(config.Mesh(), jax.devices()[:1])
+    mesh = make_mesh(config.MeshShape(), jax.devices()[:1])
     state = init_state(init(jax.random.key(0), arch), cfg, mesh)
     step = make_train_step(cfg, arch, mesh)
     clock = workload.Clock()

@@ -314,8 +314,8 @@ def test_bfloat16_files(preset, tmp_path):
 @pytest.mark.parametrize(
     ("preset", "sizes"),
     [
-        ("tiny-qwen2", config.Mesh(data=2, tensor=2)),
-        ("tiny-qwen3-moe", config.Mesh(fsdp=2, expert=2, tensor=2)),
+        ("tiny-qwen2", config.MeshShape(data=2, tensor=2)),
+        ("tiny-qwen3-moe", config.MeshShape(fsdp=2, expert=2, tensor=2)),
     ],
 )
 def test_placed_over_a_mesh(preset, sizes, tmp_path):
@@ -357,7 +357,7 @@ def test_a_tensor_is_written_in_place_by_the_devices_that_need_it(preset):
     """No device gets more of a tensor than its own piece, none asks another,
     and the field's memory is used again."""
     arch = PRESETS[preset]
-    mesh = make_mesh(config.Mesh(fsdp=2, expert=2, tensor=2))
+    mesh = make_mesh(config.MeshShape(fsdp=2, expert=2, tensor=2))
     fields = layout.fields_of(abstract(arch))
     shardings = layout.fields_of(shardings_of(abstract(arch), mesh, PARAM_RULES))
     for slot in {slot.path: slot for slot in layout.slots(hf.layout_of(arch), arch)}.values():
@@ -365,7 +365,7 @@ def test_a_tensor_is_written_in_place_by_the_devices_that_need_it(preset):
         file_place = slot.form.file_sharding(place)
         field = jax.ShapeDtypeStruct(fields[slot.path].shape, jnp.float32, sharding=place)
         tensor = jax.ShapeDtypeStruct(slot.form.file_shape, jnp.bfloat16, sharding=file_place)
-        program = layout._write.lower(field, tensor, slot.index, form=slot.form, sharding=place)
+        program = layout.write.lower(field, tensor, slot.index, form=slot.form, sharding=place)
         text = program.compile({"xla_backend_optimization_level": 0}).as_text()
         assert "input_output_alias={ {}: (0, {}" in text
         assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", text), slot
@@ -379,7 +379,7 @@ def test_replicas_may_be_donated(tmp_path):
     the same memory: an update that donates them must not write there once per device."""
     arch = tiny("tiny-qwen2")
     their_model(arch).save_pretrained(tmp_path)
-    mesh = make_mesh(config.Mesh(data=8))
+    mesh = make_mesh(config.MeshShape(data=8))
     params = hf.load(tmp_path, arch, shardings_of(abstract(arch), mesh, PARAM_RULES))
     expected = np.array(params.blocks.gate) + 1
     plus_one = jax.jit(lambda x: x + 1, donate_argnums=0)(params.blocks.gate)

@@ -49,6 +49,8 @@ DOCUMENTED = f"def f():\n    '''\n    {FENCE}\n    f()\n    {FENCE}\n    '''\n"
         # A draft that is never closed, then another.
         (f"{FENCE}python\nold\nNo:\n{FENCE}python\nnew\n{FENCE}\nDone.", "", "new\n"),
         (f"<think>a {FENCE}\nno\n</think>new", "", "new"),
+        (f"<think>{FENCE}python\nno\n{FENCE}", "", ""),
+        (f"{FENCE}python\nyes\n{FENCE}\n<think>Or {FENCE}python\nno\n{FENCE}", "", "yes\n"),
         (f"{FENCE}python\n\ufeffnew\n{FENCE}", "", "new\n"),
     ],
 )  # fmt: skip
@@ -63,7 +65,7 @@ def test_extract_is_linear_in_hostile_text() -> None:
                  ("```" + " " * 1_000_000 + "`"), "def f " * 150_000, "def" + " " * 1_000_000,
                  "f\n" * 500_000, "   ```python\n" * 80_000, (" " * 40 + "\n") * 25_000,
                  "```py\n~~~\n" * 90_000, "```" + "py" * 500_000,
-                 "</think>" * 100_000):  # fmt: skip
+                 "</think>" * 100_000, "<think>" * 100_000):  # fmt: skip
         fenced.extract(text, function="f")
     assert time.process_time() - started < 8.0
 

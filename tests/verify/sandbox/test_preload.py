@@ -6,7 +6,7 @@ import sys
 
 LOCKED_IN = """
 import json, sys
-from cipo_jax.verify import answer
+from cipo_jax.verify.answers import judging
 from cipo_jax.verify.sandbox import preload
 from cipo_jax.verify.verdict import MathReference
 
@@ -26,7 +26,7 @@ sys.meta_path[:] = [LockedIn()]
 statuses = []
 for text, gold in json.load(sys.stdin):
     try:
-        found = answer.judge(f"\\\\boxed{{{text}}}", MathReference(answers=(gold,)))
+        found = judging.judge(f"\\\\boxed{{{text}}}", MathReference(answers=(gold,)))
     except ImportError:
         statuses.append("ImportError")
     else:
