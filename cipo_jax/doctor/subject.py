@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from cipo_jax import tasks
 from cipo_jax.config import Config
-from cipo_jax.doctor.diagnosis import Diagnosis, fail, ok, warn
+from cipo_jax.doctor.diagnosis import Diagnosis, ok, warn
 from cipo_jax.model.files.load import load_architecture
+from cipo_jax.tasks.stream import ProblemStream
 from cipo_jax.text.prompts import Renderer, longest_prompt
 from cipo_jax.text.tokenizer import check_fits, eos_ids, load_tokenizer
 from cipo_jax.verify.verdict import PlainReference
@@ -67,23 +68,20 @@ def template(tokenizer: PreTrainedTokenizerFast, *, thinking: bool) -> Diagnosis
 
 
 def problems(cfg: Config) -> Iterator[Diagnosis]:
-    """Renders every prompt as a run does at its start.
+    """Renders every prompt as a run does at its start, and draws the order of the problems.
 
-    Raises: ValueError for a source that can't be read, or a prompt that is too long.
+    Raises: ValueError for a source that can't be read, a prompt that is too long, or fewer problems
+      than a step takes.
     """
     loaded = _problems(cfg.tasks)
     renderer = Renderer(load_tokenizer(cfg.model), cfg.prompts)
     longest = longest_prompt(renderer, (*loaded.held_out, *loaded.train))
-    text = (
+    ProblemStream(loaded.train, cfg.train.prompts_per_step, cfg.seed)
+    yield ok(
+        "problems",
         f"{len(loaded.train)} to train on, {len(loaded.held_out)} held out; longest prompt "
-        f"{longest} tokens of {cfg.prompts.max_prompt_tokens}"
+        f"{longest} tokens of {cfg.prompts.max_prompt_tokens}",
     )
-    if len(loaded.train) < cfg.train.prompts_per_step:
-        yield fail(
-            "problems", text, f"train.prompts_per_step is {cfg.train.prompts_per_step}: lower it."
-        )
-    else:
-        yield ok("problems", text)
 
 
 def executes(cfg: Config) -> bool:

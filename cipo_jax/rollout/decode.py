@@ -68,8 +68,8 @@ def complete(
     are gathered once, before the loop (`sharding.DECODING_RULES`).
 
     Args:
-      ends: embedding, final norm and head, in the dtypes that decoding reads them in.
-      layers: one block per layer, in the same dtypes.
+      ends: embedding, final norm and head, cast by `decoding.cast`.
+      layers: one block per layer, from `decoding.layer_of`.
       prompt_caches, hidden_QD: the results of `read_prompts` for `prompts`, in the compute dtype;
         one cache per layer.
     """

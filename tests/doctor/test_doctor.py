@@ -16,7 +16,7 @@ from cipo_jax import cli, doctor
 from cipo_jax.config import RandomModel, Verify
 from cipo_jax.doctor import devices, host, subject, verifier
 from cipo_jax.doctor.diagnosis import Diagnosis, fail, merged, ok
-from cipo_jax.evaluate import suite
+from cipo_jax.evaluate.subject import open_subject
 from cipo_jax.model.files import hf
 from cipo_jax.model.files.load import load_model
 from cipo_jax.model.presets import PRESETS
@@ -112,6 +112,14 @@ def test_prompts_that_are_too_long(capsys, tmp_path) -> None:
     assert "prompts.max_prompt_tokens is 20" in found["problems"]["found"]
 
 
+def test_fewer_problems_than_a_step_takes(capsys, tmp_path) -> None:
+    status, found = examined(
+        capsys, SMOKE, "--train.prompts-per-step", "100000", "--run-dir", str(tmp_path)
+    )
+    assert status == 1
+    assert "train.prompts_per_step is 100000, but" in found["problems"]["found"]
+
+
 def test_a_tokenizer_of_another_model(capsys, tmp_path) -> None:
     """Found before a run, and by what would use it: training and evaluation."""
     arch = dataclasses.replace(PRESETS["tiny-qwen2"], vocab_size=200)
@@ -127,7 +135,7 @@ def test_a_tokenizer_of_another_model(capsys, tmp_path) -> None:
     assert cli.main(["train", *run]) == 2
     assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match=message):
-        suite.open_subject(str(folder))
+        open_subject(str(folder))
 
 
 def test_a_kernel_without_any_sandbox(tmp_path) -> None:
