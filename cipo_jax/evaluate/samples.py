@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 
+from cipo_jax.config import atomic
 from cipo_jax.evaluate.figures import StreamName
 from cipo_jax.rollout.judged import Judged
 from cipo_jax.tasks.benchmarks import Item
@@ -94,13 +95,12 @@ def rows_of(
 
 def write(rows: Sequence[SampleRow], path: Path) -> None:
     """As parquet, complete or not at all."""
-    unfinished = path.with_suffix(".tmp")
     # A completion may hold a lone surrogate, which parquet can't.
     records = [
         {k: _sound(v) if isinstance(v, str) else v for k, v in asdict(r).items()} for r in rows
     ]
-    pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), unfinished)
-    unfinished.replace(path)
+    with atomic.replacing(path) as unfinished:
+        pyarrow.parquet.write_table(pa.Table.from_pylist(records, SCHEMA), unfinished)
 
 
 def read(path: Path) -> list[SampleRow]:

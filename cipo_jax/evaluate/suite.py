@@ -12,9 +12,8 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import pyarrow as pa
@@ -23,7 +22,7 @@ import rich.console
 from rich import progress
 
 from cipo_jax import __version__
-from cipo_jax.config import Benchmarking, Verify
+from cipo_jax.config import Benchmarking, Verify, atomic
 from cipo_jax.evaluate import samples
 from cipo_jax.evaluate.figures import BenchmarkSummary, StreamName
 from cipo_jax.evaluate.passes import Sampler, criticise, solve
@@ -116,7 +115,7 @@ def _evaluate_one(
         seconds=time.perf_counter() - start,
         **summarise(rows, seed=settings.seed),
     )
-    _write_json(found, folder / "summary.json")
+    atomic.write_json(folder / "summary.json", found)
 
 
 _KEYS: dict[StreamName, int] = {
@@ -224,10 +223,4 @@ def _open_folder(
         "jax": jax.__version__,
         "device": f"{device.platform}: {device.device_kind}",
     }
-    _write_json({"settings": now, "made_with": made_with}, path)
-
-
-def _write_json(record: Mapping[str, Any], path: Path) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    unfinished.replace(path)
+    atomic.write_json(path, {"settings": now, "made_with": made_with})

@@ -14,6 +14,8 @@ from cipo_jax.config import Config, Lora, ModelSource, PretrainedModel, RandomMo
 from cipo_jax.export.check import QUESTIONS, Comparison, NotChecked
 from cipo_jax.model.files.load import is_hub_id
 from cipo_jax.report.comparison import figures
+from cipo_jax.report.run_files import read_evaluations
+from cipo_jax.report.tables import table
 
 _USE_MODEL = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -109,12 +111,11 @@ def _training(cfg: Config, step: int) -> str:
         "compute dtype": cfg.train.compute_dtype,
         "seed": f"{cfg.seed}",
     }
-    return f"## Training\n\n{_table(('', ''), rows.items())}"
+    return f"## Training\n\n{table(('', ''), rows.items())}"
 
 
 def _evaluation(folder: Path, step: int) -> str:
-    file = folder / "evaluations.json"
-    by_step = {e["step"]: e for e in json.loads(file.read_text())} if file.is_file() else {}
+    by_step = {e["step"]: e for e in read_evaluations(folder)}
     if 0 not in by_step or step not in by_step:
         found = ", ".join(map(str, by_step)) or "no step"
         return (
@@ -122,10 +123,10 @@ def _evaluation(folder: Path, step: int) -> str:
             "problems)."
         )
     before, after = by_step[0], by_step[step]
-    rows = [(label, *cells) for label, *cells in figures(before, after)]
+    rows = figures(before, after)
     return (
         f"## Evaluation\n\nOn {after['problems']} held-out problems, with 95 % bootstrap intervals "
-        f"over problems.\n\n{_table(('', 'before', f'after {step} steps'), rows)}"
+        f"over problems.\n\n{table(('', 'before', f'after {step} steps'), rows)}"
     )
 
 
@@ -142,7 +143,7 @@ def _environment(folder: Path) -> str:
         "commit": record.get("commit") or "none (an installed package)",
         "started": record.get("started"),
     }
-    return f"## Environment\n\n{_table(('', ''), rows.items())}"
+    return f"## Environment\n\n{table(('', ''), rows.items())}"
 
 
 def _agreement(check: Comparison) -> str:
@@ -187,10 +188,3 @@ def _described(part: Any) -> str:
         if name != "kind" and value != ""
     )
     return f"{part.kind}: {settings}"
-
-
-def _table(header: tuple[str, ...], rows: Any) -> str:
-    def line(cells: Any) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    return "\n".join([line(header), line("---" for _ in header), *map(line, rows)])

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow.parquet
 
+from cipo_jax.config import atomic
 from cipo_jax.evaluate.correction import ChainsAgainstSamples
 from cipo_jax.evaluate.figures import BenchmarkSummary, ProblemCounts, common_accuracies
 from cipo_jax.evaluate.measures import Estimate, paired_difference
@@ -33,15 +34,12 @@ def write(folder: Path, *, compare_to: Path | None = None) -> Path:
     summaries = read(folder)
     settings = json.loads((folder / "settings.json").read_text())
     compared = compare(compare_to, folder) if compare_to else {}
-    (folder / "summary.json").write_text(
-        json.dumps(
-            {**settings, "benchmarks": summaries, "compared": compared}, indent=1, allow_nan=False
-        )
-        + "\n"
+    atomic.write_json(
+        folder / "summary.json", {**settings, "benchmarks": summaries, "compared": compared}
     )
     pictures = evaluation_plots.draw_all(summaries, folder, name=settings["settings"]["model"])
     page = "\n".join(_page(summaries, settings, pictures, compared, compare_to))
-    (folder / "summary.md").write_text(page + "\n")
+    atomic.write_text(folder / "summary.md", page + "\n")
     return folder / "summary.md"
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from cipo_jax.config import Config, FileTask, GeneratedTask, RandomModel
+from cipo_jax.config import Config, FileTask, GeneratedTask, RandomModel, atomic
 from cipo_jax.evaluate.figures import HeldOut, StreamName
 from cipo_jax.model.files.load import resolve
 from cipo_jax.report.panel import (
@@ -41,9 +41,9 @@ def plot(folder: Path, cfg: Config) -> Path:
     Returns: the picture's path. It is complete or not there.
     """
     figure = draw(read_metrics(folder), read_evaluations(folder), cfg)
-    path, unfinished = folder / "plot.png", folder / "plot.tmp"
-    figure.savefig(unfinished, format="png", facecolor="white")
-    unfinished.replace(path)
+    path = folder / "plot.png"
+    with atomic.replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png", facecolor="white")
     return path
 
 

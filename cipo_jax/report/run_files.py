@@ -9,8 +9,16 @@ from typing import Any
 
 from cipo_jax.evaluate.figures import HeldOut
 
+FINISHED = "finished.json"
+"""Written after everything else."""
+
 Metrics = Sequence[Mapping[str, Any]]
 """Lines of metrics.jsonl, in their order; None where a figure is undefined."""
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run came to its end."""
+    return (folder / FINISHED).exists()
 
 
 def read_metrics(folder: Path) -> Metrics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, PercentFormatter
 
+from cipo_jax.config import atomic
 from cipo_jax.evaluate.figures import accuracies
 from cipo_jax.evaluate.measures import mean_with_interval, paired_difference
 from cipo_jax.report.panel import BLUE, GREEN, GREY, INK, ORANGE, STYLE, finish_shares, k_axis, page
-from cipo_jax.report.run_files import read_evaluations, read_metrics
+from cipo_jax.report.run_files import is_finished, read_evaluations, read_metrics
 from cipo_jax.report.tables import shown, table
 
 
@@ -44,9 +44,9 @@ def write(folder: Path, *, name: str, arms: Sequence[str]) -> Path:
     if not finished:
         raise ValueError(f"{folder} holds no finished run.")
     figures = compare_arms(finished)
-    (folder / "study.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    atomic.write_json(folder / "study.json", figures)
     draw(figures, name).savefig(folder / "study.png", format="png", facecolor="white")
-    (folder / "study.md").write_text(_page(figures, name))
+    atomic.write_text(folder / "study.md", _page(figures, name))
     return folder / "study.md"
 
 
@@ -78,7 +78,7 @@ def _mean_over_seeds(runs: Sequence[FinishedRun]) -> Float64[np.ndarray, " Q"]:
 
 
 def _finished(folder: Path) -> list[FinishedRun]:
-    runs = (run for run in folder.glob("seed-*") if (run / "plot.png").exists())
+    runs = (run for run in folder.glob("seed-*") if is_finished(run))
     return sorted(map(_read, runs), key=lambda run: run.seed)
 
 

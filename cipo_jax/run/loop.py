@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 import zlib
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from cipo_jax.model.transformer import Params
 from cipo_jax.records import Batch
 from cipo_jax.report.comparison import print_comparison
 from cipo_jax.report.plot import plot
+from cipo_jax.report.run_files import read_evaluations
 from cipo_jax.rollout.judged import Engine
 from cipo_jax.run import parity, run_folder
 from cipo_jax.run.interrupt import Interrupt
@@ -365,10 +365,7 @@ def _divergence(step: int, iteration: Iteration, metrics: UpdateMetrics) -> str:
 
 def _evaluate(setup: Setup, state: RunState, done: int) -> None:
     """Held-out results after `done` steps, into evaluations.json, where they aren't there yet."""
-    path = setup.folder / "evaluations.json"
-    evaluations = processes.from_first(
-        lambda: json.loads(path.read_text()) if path.exists() else []
-    )
+    evaluations: list[Any] = processes.from_first(lambda: read_evaluations(setup.folder))
     if any(e["step"] == done for e in evaluations):
         return
     setup.log.message(f"evaluating on {len(setup.held_out)} held-out problems")
@@ -379,12 +376,12 @@ def _evaluate(setup: Setup, state: RunState, done: int) -> None:
     found = evaluate(setup.engine, params, setup.held_out, key, setup.cfg)
     evaluations.append({"step": done, "seconds": time.perf_counter() - start, **found})
     if processes.is_first():
-        atomic.write_json(path, evaluations)
+        atomic.write_json(setup.folder / "evaluations.json", evaluations)
 
 
 def _conclude(folder: Path, cfg: Config) -> None:
     """Draw the run and print what it did to the held-out problems."""
-    evaluations = json.loads((folder / "evaluations.json").read_text())
+    evaluations = read_evaluations(folder)
     print_comparison(evaluations[0], evaluations[-1], seed=cfg.seed)
     print(f"\nrun folder: {folder}\nplot:       {plot(folder, cfg)}")
     run_folder.finish(folder, steps=cfg.train.steps)

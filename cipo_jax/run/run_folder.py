@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from cipo_jax.config import Config, atomic, configfile
+from cipo_jax.report.run_files import FINISHED, is_finished
 from cipo_jax.tasks.problem import Problem, Tasks
 from cipo_jax.verify import wire
 
 Change = tuple[str, Any, Any]
 """What changed, as it was in the folder, as it is now."""
-
-FINISHED = "finished.json"
 
 HARMLESS = ("checkpoint.", "log.", "verify.workers", "evaluation.every")
 """Fields that may change when a run goes on: the steps to come stay those of the unbroken run."""
@@ -95,11 +94,6 @@ def has_started(folder: Path) -> bool:
     return (folder / "config.yaml").exists() and (
         (folder / "evaluations.json").exists() or any((folder / "checkpoints").glob("[0-9]*"))
     )
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run in it came to its end."""
-    return (folder / FINISHED).exists()
 
 
 def finish(folder: Path, *, steps: int) -> None:

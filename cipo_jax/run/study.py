@@ -21,7 +21,7 @@ from typing import Any
 from cipo_jax.config import configfile, yaml_text
 from cipo_jax.config.require import require
 from cipo_jax.config.schema import Schema
-from cipo_jax.run import run_folder
+from cipo_jax.report.run_files import is_finished, read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def run(study: Study, folder: Path) -> None:
     runs = list(_runs(study, folder))
     for number, (name, seed, run_dir) in enumerate(runs, start=1):
         label = f"{number} of {len(runs)}: {name}, seed {seed}"
-        if run_folder.is_finished(run_dir):
+        if is_finished(run_dir):
             print(f"{label}: finished before", flush=True)
             continue
         print(f"{label}: {run_dir}", flush=True)
@@ -155,7 +155,7 @@ def run(study: Study, folder: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         with (run_dir / "output.txt").open("a") as file:
             file.write(done.stdout)
-        if done.returncode or not run_folder.is_finished(run_dir):
+        if done.returncode or not is_finished(run_dir):
             last = "\n".join(done.stdout.splitlines()[-15:])
             raise RuntimeError(
                 f"{label} ended with status {done.returncode}. Its last lines:\n{last}\nThe same "
@@ -185,5 +185,4 @@ def equal_steps(folder: Path, equal: EqualTokens, seed: int) -> int:
 
 def sampled_tokens(run_dir: Path) -> list[int]:
     """Tokens that a run sampled in each step, both streams together; evaluations don't count."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["tokens/sampled"] for line in lines]
+    return [step["tokens/sampled"] for step in read_metrics(run_dir)]

@@ -63,7 +63,9 @@ def test_the_picture_of_a_run(tmp_path: Path) -> None:
     (tmp_path / "evaluations.json").write_text(json.dumps(evaluations))
     path = plot(tmp_path, CFG)
     assert path == tmp_path / "plot.png"
-    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "metrics.jsonl", "evaluations.json", "plot.png",
+    }  # fmt: skip
     with Image.open(path) as image:
         assert image.size == (1650, 1155)
         # Not blank: each quarter holds more colours than paper and ink.

@@ -83,7 +83,7 @@ def fabricate(run: Path, right: list[int], tokens: list[int]) -> None:
     )
     lines = [json.dumps({"tokens/sampled": t, "time/step_s": 2.0}) + "\n" for t in tokens]
     (run / "metrics.jsonl").write_text("".join(lines))
-    (run / "plot.png").write_bytes(b"")
+    (run / "finished.json").write_text("{}")
 
 
 def test_figures_by_hand(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     fabricate(tmp_path / "grpo" / "seed-0", [2, 2], [50, 60])
     fabricate(tmp_path / "grpo" / "seed-1", [2, 0], [40, 40])
     shutil.copytree(tmp_path / "grpo" / "seed-1", tmp_path / "grpo" / "seed-2")
-    (tmp_path / "grpo" / "seed-2" / "plot.png").unlink()  # not finished
+    (tmp_path / "grpo" / "seed-2" / "finished.json").unlink()
     text = page.write(tmp_path, name="by hand", arms=["cipo", "grpo", "not-run"]).read_text()
     found = json.loads((tmp_path / "study.json").read_text())
     assert list(found) == ["cipo", "grpo"]
