@@ -36,7 +36,8 @@ class Sampled:
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
     """An attempt to be corrected. Whether it is right is for the reward, the advantage and the
-    controller; the correction prompt must never show it.
+    controller; the correction prompt shows it only in the comparison `correction.context:
+    labelled`.
     """
 
     key_id: int
