@@ -252,12 +252,12 @@ def _index_in_piece(
 
 _laws.defvjp(_laws_forward, _laws_backward)
 
-_State = TypeVar("_State")
+_Carry = TypeVar("_Carry")
 
 
 def _for_chunks(
-    num_chunks: int, num_used: jax.Array, body: Callable[[jax.Array, _State], _State], state: _State
-) -> _State:
+    num_chunks: int, num_used: jax.Array, body: Callable[[jax.Array, _Carry], _Carry], state: _Carry
+) -> _Carry:
     """`state = body(chunk, state)` for each chunk in use. The condition names the number of all
     chunks for those who ask a program how long its loops can be."""
     _, state = jax.lax.while_loop(

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 from cipo_jax.mesh.sharding import letters_of
 
-Record = TypeVar("Record")
+Filled = TypeVar("Filled")
 
 
-def filled(record: type[Record], make: Callable[[str, str], Any]) -> Record:
+def filled(record: type[Filled], make: Callable[[str, str], Any]) -> Filled:
     """A record with `make(name, letters)` in every annotated field, in the order of the fields.
 
     Fields that are records are filled in the same way.

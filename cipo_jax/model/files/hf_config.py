@@ -41,7 +41,7 @@ _UNSUPPORTED = {
 
 
 @dataclass(frozen=True)
-class _Config:
+class _ConfigFile:
     """A config, and where it is from, for messages."""
 
     values: Mapping[str, Any]
@@ -71,7 +71,7 @@ def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
     Raises: ValueError if a constant is missing, or if it asks for something that the decoder does
       not do.
     """
-    file = _Config(config, source)
+    file = _ConfigFile(config, source)
     family = _family(file)
     _check_features(file, family)
     num_layers = file.stated("num_hidden_layers")
@@ -98,7 +98,7 @@ def architecture_of(config: Mapping[str, Any], source: str) -> Architecture:
     )
 
 
-def _family(file: _Config) -> FamilyName:
+def _family(file: _ConfigFile) -> FamilyName:
     stated = file.stated("model_type")
     for family in _CLASSES:
         if stated == family:
@@ -108,7 +108,7 @@ def _family(file: _Config) -> FamilyName:
     file.refuse("model_type", f"covers {', '.join(_CLASSES)}")
 
 
-def _check_features(file: _Config, family: FamilyName) -> None:
+def _check_features(file: _ConfigFile, family: FamilyName) -> None:
     """Refuses what the decoder does not do.
 
     Qwen2 may state attention_bias, where it has no meaning: its q, k and v always have biases.
@@ -131,7 +131,7 @@ def _check_features(file: _Config, family: FamilyName) -> None:
             file.refuse("layer_types", rule)
 
 
-def _head_dim(file: _Config, family: FamilyName) -> int:
+def _head_dim(file: _ConfigFile, family: FamilyName) -> int:
     """In Llama and Qwen2 the heads share the width by definition, where no other is stated."""
     head_dim: int
     if file.get("head_dim") is not None or family not in ("llama", "qwen2"):
@@ -143,7 +143,7 @@ def _head_dim(file: _Config, family: FamilyName) -> int:
     return head_dim
 
 
-def _experts(file: _Config) -> Experts:
+def _experts(file: _ConfigFile) -> Experts:
     if file.stated("decoder_sparse_step") != 1:
         file.refuse("decoder_sparse_step", "has experts in every layer")
     if file.get("mlp_only_layers"):
@@ -156,7 +156,7 @@ def _experts(file: _Config) -> Experts:
     )
 
 
-def _gemma_constants(file: _Config, num_layers: int) -> dict[str, Any]:
+def _gemma_constants(file: _ConfigFile, num_layers: int) -> dict[str, Any]:
     theta, scaling, sliding_theta = _gemma_rope(file)
     return {
         "rope_theta": theta,
@@ -175,7 +175,7 @@ def _gemma_constants(file: _Config, num_layers: int) -> dict[str, Any]:
 _Scaling = Llama3RopeScaling | LinearRopeScaling | None
 
 
-def _rope(file: _Config) -> tuple[float, _Scaling]:
+def _rope(file: _ConfigFile) -> tuple[float, _Scaling]:
     """Rotary base and scaling. transformers 5 keeps both in `rope_parameters`; before it, the base
     was at the top level and the scaling in `rope_scaling`.
     """
@@ -183,7 +183,7 @@ def _rope(file: _Config) -> tuple[float, _Scaling]:
     return _rope_of(file.get("rope_theta"), parameters, file)
 
 
-def _gemma_rope(file: _Config) -> tuple[float, _Scaling, float]:
+def _gemma_rope(file: _ConfigFile) -> tuple[float, _Scaling, float]:
     """Base and scaling of the layers that see everything, and the base of the others.
     transformers 5 keeps them in `rope_parameters` by kind of layer; before it, they were at the top
     level.
@@ -206,7 +206,7 @@ def _gemma_rope(file: _Config) -> tuple[float, _Scaling, float]:
 
 
 def _rope_of(
-    stated_theta: Any, parameters: Mapping[str, Any], file: _Config
+    stated_theta: Any, parameters: Mapping[str, Any], file: _ConfigFile
 ) -> tuple[float, _Scaling]:
     """Base and scaling from the base at the top level, if any, and a group of rotary parameters."""
     source = file.source
@@ -246,7 +246,7 @@ def _rope_of(
     )
 
 
-def _is_sliding(file: _Config, num_layers: int) -> tuple[bool, ...]:
+def _is_sliding(file: _ConfigFile, num_layers: int) -> tuple[bool, ...]:
     """Which layers have a window. Before transformers 4.53, every nth layer had none, and the
     config stated n.
     """

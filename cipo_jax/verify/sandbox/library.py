@@ -29,7 +29,7 @@ _USELESS = {"_tkinter", "ensurepip", "idlelib", "lib2to3", "readline", "test", "
 """Modules that need a display, a terminal or a network, and the library's own tests."""
 
 
-class _Kept(NamedTuple):
+class _KeptModule(NamedTuple):
     path: str
     content: bytes
     is_compiled: bool
@@ -57,7 +57,7 @@ class StandardLibrary:
 
 
 class _MemoryLoader(SourceFileLoader):
-    def __init__(self, name: str, kept: _Kept) -> None:
+    def __init__(self, name: str, kept: _KeptModule) -> None:
         super().__init__(name, kept.path)
         self._kept = kept
 
@@ -102,7 +102,7 @@ def _sources() -> Iterator[tuple[str, Path]]:
                 yield ".".join([spec.name, *folders, *([last] if last != "__init__" else [])]), path
 
 
-def _read(path: Path) -> _Kept:
+def _read(path: Path) -> _KeptModule:
     """The compiled file, where there is one that belongs to the source; otherwise the source."""
     state = path.stat()
     header = importlib.util.MAGIC_NUMBER + struct.pack(
@@ -113,5 +113,5 @@ def _read(path: Path) -> _Kept:
     except OSError:
         content = b""
     if content.startswith(header):
-        return _Kept(str(path), content, is_compiled=True)
-    return _Kept(str(path), path.read_bytes(), is_compiled=False)
+        return _KeptModule(str(path), content, is_compiled=True)
+    return _KeptModule(str(path), path.read_bytes(), is_compiled=False)

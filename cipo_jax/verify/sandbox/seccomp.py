@@ -208,11 +208,11 @@ def install(code: bytes) -> None:
     Raises: OSError where the kernel has no seccomp filters.
     """
     set_mode_filter, no_flags = 1, 0
-    program = _Program(len(code) // 8, code)
+    program = _FilterProgram(len(code) // 8, code)
     kernel.syscall(kernel.number("seccomp"), set_mode_filter, no_flags, ctypes.addressof(program))
 
 
-class _Program(ctypes.Structure):
+class _FilterProgram(ctypes.Structure):
     """`struct sock_fprog`."""
 
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
