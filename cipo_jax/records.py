@@ -10,33 +10,25 @@ Legend, used in annotations, array names and einsum strings throughout the packa
     S  key time in a row or in a cache
     P  prompt length (padded)
     C  completion length (padded)
-    U  segments of a row, by id
+    O  segments of a row, by id
     V  vocabulary
     L  layers
     D  model width
-    N  query heads, K * J
+    N  query heads, K * W
     K  key/value heads
-    J  query heads that share a key/value head
+    W  query heads that share a key/value head
     H  head width
     F  MLP width
     E  experts
+    A  experts that a token is sent to
+    Y  pairs of a token and one of its experts
     R  adapter rank
-    I  channels that a product sums over
-    O  channels that a product gives
-    X  pieces that an axis is cut into: microbatches, chunks of targets, blocks of queries or of the
-       vocabulary
-    Y  pieces of keys, beside X of queries
-    A  queries of a piece that share a key/value head, J * t
-    Z  several axes in one list: the tokens of all rows, the samples of all prompts
-    W  pairs of a token and one of its experts, Z * e
-
-A small letter is some of the axis of its capital, those of one piece or those that were chosen:
-
-    b  rows of a microbatch
-    t  tokens of a piece (as queries)
-    s  tokens of a piece as keys
-    v  words of a piece of the vocabulary
-    e  experts of a token
+    X  channels that go into a product
+    Z  channels that come out of one
+    J  pieces that a long axis is cut into: microbatches, chunks of targets, blocks of tokens or of
+       the vocabulary
+    U  elements of one piece
+    I  several axes merged into one: the tokens of all rows, the samples of all prompts
 
 Time alignment, stated once: index t of every per-token array speaks about token t itself (its
 log-prob is the log-prob *of* token t). Only `model/head.py` looks at the token before.

@@ -153,7 +153,7 @@ def program(cfg: Config | None) -> Iterator[Diagnosis]:
     shape = (mesh.size, _EDGE, _EDGE)
     squares = np.broadcast_to(number[:, None, None].astype(np.float32), shape)
     product = jax.jit(
-        lambda x: jnp.einsum("nij,njk->", x, x),
+        lambda x: jnp.sum(x @ x),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
     by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

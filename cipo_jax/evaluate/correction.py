@@ -23,14 +23,14 @@ from cipo_jax.evaluate.measures import (
 
 
 def correction_measures(
-    problem_U: Int[np.ndarray, " U"],
-    was_right_U: Bool[np.ndarray, " U"],
-    is_right_U: Bool[np.ndarray, " U"],
+    problem_I: Int[np.ndarray, " I"],
+    was_right_I: Bool[np.ndarray, " I"],
+    is_right_I: Bool[np.ndarray, " I"],
     *,
-    is_copy_U: Bool[np.ndarray, " U"] | None = None,
+    is_copy_I: Bool[np.ndarray, " I"] | None = None,
     seed: int,
 ) -> dict[str, Estimate]:
-    """The effect of corrections on their attempts, over U pairs (attempt, correction).
+    """The effect of corrections on their attempts, over the pairs (attempt, correction).
 
         accuracy_before = P(z)           fixed  = P(not z and r)     fix_rate   = P(r | not z)
         accuracy_after  = P(r)           broken = P(z and not r)     retention  = P(r | z)
@@ -40,21 +40,21 @@ def correction_measures(
     if and only if (1 - a) * fix_rate > a * (1 - retention).
 
     Args:
-      problem_U: which problem the pair belongs to, for the resampling.
-      was_right_U: z, the verdict on the attempt.
-      is_right_U: r, the verdict on the correction.
-      is_copy_U: whether the correction has the attempt's answer; adds `copy_rate`, over wrong
+      problem_I: which problem the pair belongs to, for the resampling.
+      was_right_I: z, the verdict on the attempt.
+      is_right_I: r, the verdict on the correction.
+      is_copy_I: whether the correction has the attempt's answer; adds `copy_rate`, over wrong
         attempts.
     Returns: an estimate by name; a conditional rate is None where its condition never held.
     """
-    z, r = np.asarray(was_right_U, bool), np.asarray(is_right_U, bool)
-    _, problem_U = np.unique(np.asarray(problem_U), return_inverse=True)
+    z, r = np.asarray(was_right_I, bool), np.asarray(is_right_I, bool)
+    _, problem_I = np.unique(np.asarray(problem_I), return_inverse=True)
 
-    def per_problem(event_U: np.ndarray) -> np.ndarray:
-        return np.bincount(problem_U, weights=event_U.astype(np.float64))
+    def per_problem(event_I: np.ndarray) -> np.ndarray:
+        return np.bincount(problem_I, weights=event_I.astype(np.float64))
 
-    def rate(event_U: np.ndarray, given_U: np.ndarray) -> Estimate:
-        return ratio(per_problem(event_U & given_U), per_problem(given_U), seed=seed)
+    def rate(event_I: np.ndarray, given_I: np.ndarray) -> Estimate:
+        return ratio(per_problem(event_I & given_I), per_problem(given_I), seed=seed)
 
     every = np.ones_like(z)
     measures = {
@@ -67,8 +67,8 @@ def correction_measures(
         "retention": rate(r, z),
         "break_rate": rate(~r, z),
     }
-    if is_copy_U is not None:
-        measures["copy_rate"] = rate(np.asarray(is_copy_U, bool), ~z)
+    if is_copy_I is not None:
+        measures["copy_rate"] = rate(np.asarray(is_copy_I, bool), ~z)
     return measures
 
 

@@ -14,7 +14,7 @@ from cipo_jax.evaluate.measures import Estimate, ratio
 
 
 def critique_measures(
-    is_response_right_U: Bool[np.ndarray, " U"],
+    is_response_right_I: Bool[np.ndarray, " I"],
     said_right: Sequence[bool | None],
     *,
     seed: int,
@@ -32,18 +32,18 @@ def critique_measures(
       where undefined, as F1 is where there is nothing but right responses, all found right.
     Source: CriticBench (arXiv 2402.14809) and its code.
     """
-    is_wrong_U = ~np.asarray(is_response_right_U, bool)
-    is_unreadable_U = np.array([said is None for said in said_right], bool)
-    said_wrong_U = np.array([said is False for said in said_right], bool)
-    said_wrong_U = np.where(is_unreadable_U, ~is_wrong_U, said_wrong_U)
-    hit_U = (is_wrong_U & said_wrong_U).astype(np.float64)
-    called_U, wrong_U = said_wrong_U.astype(np.float64), is_wrong_U.astype(np.float64)
+    is_wrong_I = ~np.asarray(is_response_right_I, bool)
+    is_unreadable_I = np.array([said is None for said in said_right], bool)
+    said_wrong_I = np.array([said is False for said in said_right], bool)
+    said_wrong_I = np.where(is_unreadable_I, ~is_wrong_I, said_wrong_I)
+    hit_I = (is_wrong_I & said_wrong_I).astype(np.float64)
+    called_I, wrong_I = said_wrong_I.astype(np.float64), is_wrong_I.astype(np.float64)
     return {
-        "f1": ratio(2 * hit_U, called_U + wrong_U, seed=seed),
-        "precision": ratio(hit_U, called_U, seed=seed),
-        "recall": ratio(hit_U, wrong_U, seed=seed),
+        "f1": ratio(2 * hit_I, called_I + wrong_I, seed=seed),
+        "precision": ratio(hit_I, called_I, seed=seed),
+        "recall": ratio(hit_I, wrong_I, seed=seed),
         "accuracy": ratio(
-            (is_wrong_U == said_wrong_U).astype(np.float64), np.ones(len(hit_U)), seed=seed
+            (is_wrong_I == said_wrong_I).astype(np.float64), np.ones(len(hit_I)), seed=seed
         ),
-        "unreadable": ratio(is_unreadable_U.astype(np.float64), np.ones(len(hit_U)), seed=seed),
+        "unreadable": ratio(is_unreadable_I.astype(np.float64), np.ones(len(hit_I)), seed=seed),
     }

@@ -150,8 +150,10 @@ def ratio(sum_Q: Num[np.ndarray, " Q"], count_Q: Num[np.ndarray, " Q"], *, seed:
     num_problems = len(sum_Q)
     rng = np.random.default_rng(seed)
     # How often each problem is drawn is all that a resample is.
-    weight_ZQ = rng.multinomial(num_problems, np.full(num_problems, 1 / num_problems), RESAMPLES)
-    total_Z, drawn_Z = weight_ZQ @ sum_Q, weight_ZQ @ count_Q
-    ratio_Z = total_Z[drawn_Z > 0] / drawn_Z[drawn_Z > 0]
-    low, high = np.quantile(ratio_Z, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    weight_by_draw = rng.multinomial(
+        num_problems, np.full(num_problems, 1 / num_problems), RESAMPLES
+    )
+    total, drawn = weight_by_draw @ sum_Q, weight_by_draw @ count_Q
+    ratios = total[drawn > 0] / drawn[drawn > 0]
+    low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(mean=float(sum_Q.sum() / count_Q.sum()), low=float(low), high=float(high))

@@ -157,7 +157,7 @@ def _correction(
         _problem_of([after for _, after in known]),
         np.array([before.is_right for before, _ in known], bool),
         np.array([after.is_right for _, after in known], bool),
-        is_copy_U=np.array(is_copy, bool) if has_answers else None,
+        is_copy_I=np.array(is_copy, bool) if has_answers else None,
         seed=seed,
     )
 
@@ -188,10 +188,10 @@ def _equal_tokens(chains: Sequence[Pair], seed: int) -> list[ChainsAgainstSample
     if not chains:
         return []
     known = _known(chains)
-    problem_U = _problem_of([after for _, after in known])
+    problem_I = _problem_of([after for _, after in known])
 
     def count(is_counted: Sequence[bool]) -> Int[np.ndarray, " Q"]:
-        return np.bincount(problem_U, weights=np.array(is_counted, float)).astype(int)
+        return np.bincount(problem_I, weights=np.array(is_counted, float)).astype(int)
 
     return equal_tokens(
         count([before.is_right for before, _ in known]),
@@ -231,7 +231,7 @@ def _by_stream(rows: Sequence[SampleRow]) -> dict[StreamName, list[SampleRow]]:
     return found
 
 
-def _problem_of(rows: Sequence[SampleRow]) -> Int[np.ndarray, " U"]:
+def _problem_of(rows: Sequence[SampleRow]) -> Int[np.ndarray, " I"]:
     """The number of each row's problem, in the order in which the rows come to them."""
     number: dict[str, int] = {}
     return np.array([number.setdefault(row.problem_id, len(number)) for row in rows], int)

@@ -39,11 +39,11 @@ def draw(
 ) -> tuple[Int32[jax.Array, " B"], Float32[jax.Array, " B"]]:
     """A token per row and its log-prob in nats.
 
-    The vocabulary is cut into U blocks of W tokens, and a law factorises over them exactly:
+    The vocabulary is cut into J blocks of U tokens, and a law factorises over them exactly:
 
         p(token) = p(block) * p(token | block),   log p(block) = logsumexp of the block's logits
 
-    A Gumbel draw for each factor needs U + W random numbers instead of U * W (one per vocabulary
+    A Gumbel draw for each factor needs J + U random numbers instead of J * U (one per vocabulary
     entry takes four times as long as the head itself on a CPU). With the block's maximum in place
     of its mass and no noise, the same two choices give the argmax.
 
@@ -54,27 +54,27 @@ def draw(
     """
     num_rows, vocab_size = logits_BV.shape
     width = _block_width(vocab_size)
-    logits_BUW = logits_BV.reshape(num_rows, -1, width)
+    logits_BJU = logits_BV.reshape(num_rows, -1, width)
     # Finite also where a whole block is ruled out by logits of -inf.
-    top_BU1 = jnp.maximum(jnp.max(logits_BUW, axis=-1, keepdims=True), _LOWEST)
-    mass_BU1 = jnp.sum(jnp.exp(tempered(logits_BUW - top_BU1, temperature)), axis=-1, keepdims=True)
-    top_BU = tempered(top_BU1[..., 0], temperature)
-    mass_BU = top_BU + jnp.log(mass_BU1[..., 0])
+    top_BJ1 = jnp.maximum(jnp.max(logits_BJU, axis=-1, keepdims=True), _LOWEST)
+    mass_BJ1 = jnp.sum(jnp.exp(tempered(logits_BJU - top_BJ1, temperature)), axis=-1, keepdims=True)
+    top_BJ = tempered(top_BJ1[..., 0], temperature)
+    mass_BJ = top_BJ + jnp.log(mass_BJ1[..., 0])
 
     def noise(row_key: PRNGKeyArray) -> jax.Array:
         # "high": the default's steps of 2^-23 would cut off the tail of the law.
         step_key = jax.random.fold_in(row_key, step)
         return jax.random.gumbel(step_key, (vocab_size // width + width,), mode="high")
 
-    noise_BU, noise_BW = jnp.split(jax.vmap(noise)(key_B), [vocab_size // width], axis=-1)
+    noise_BJ, noise_BU = jnp.split(jax.vmap(noise)(key_B), [vocab_size // width], axis=-1)
     is_greedy = temperature <= 0
-    block_B = jnp.argmax(jnp.where(is_greedy, top_BU, mass_BU + noise_BU), axis=-1)
-    logits_BW = jnp.take_along_axis(logits_BUW, block_B[:, None, None], axis=1)[:, 0]
-    law_BW = tempered(logits_BW, temperature)
-    within_B = jnp.argmax(jnp.where(is_greedy, law_BW, law_BW + noise_BW), axis=-1)
-    chosen_B = jnp.take_along_axis(law_BW, within_B[:, None], axis=-1)[:, 0]
+    block_B = jnp.argmax(jnp.where(is_greedy, top_BJ, mass_BJ + noise_BJ), axis=-1)
+    logits_BU = jnp.take_along_axis(logits_BJU, block_B[:, None, None], axis=1)[:, 0]
+    law_BU = tempered(logits_BU, temperature)
+    within_B = jnp.argmax(jnp.where(is_greedy, law_BU, law_BU + noise_BU), axis=-1)
+    chosen_B = jnp.take_along_axis(law_BU, within_B[:, None], axis=-1)[:, 0]
     token_B = (block_B * width + within_B).astype(jnp.int32)
-    return token_B, chosen_B - jax.nn.logsumexp(mass_BU, axis=-1)
+    return token_B, chosen_B - jax.nn.logsumexp(mass_BJ, axis=-1)
 
 
 def _block_width(vocab_size: int) -> int:

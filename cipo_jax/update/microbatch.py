@@ -33,23 +33,23 @@ def microbatches_of(batch: Batch, rows_per_microbatch: int) -> Batch:
 
     def cut(
         x_BT: Shaped[Array, "B T"], is_kept_BT: Bool[jax.Array, "B T"]
-    ) -> Shaped[jax.Array, "X b T"]:
+    ) -> Shaped[jax.Array, "J U T"]:
         x_BT = jnp.where(is_kept_BT, x_BT, jnp.zeros_like(x_BT))
         # Rows lie in contiguous pieces on the devices: one exchange here, of a few numbers per
         # token, spares one in each pass of the loop.
-        x_XbT = x_BT.reshape(-1, rows_per_microbatch, x_BT.shape[1])
+        x_JUT = x_BT.reshape(-1, rows_per_microbatch, x_BT.shape[1])
         spec = PartitionSpec(None, ACTIVATION_RULES["B"], None)
-        spread_XbT: jax.Array = jax.lax.with_sharding_constraint(x_XbT, spec)
-        return spread_XbT
+        spread_JUT: jax.Array = jax.lax.with_sharding_constraint(x_JUT, spec)
+        return spread_JUT
 
     at_targets = batch.per_target()
     arrays = {
         name: cut(x_BT, is_target_BT if name in at_targets else is_token_BT)
         for name, x_BT in batch.per_token().items()
     }
-    first_row_X = jnp.arange(0, num_rows, rows_per_microbatch)
-    num_rows_X = jnp.clip(batch.num_rows - first_row_X, 0, rows_per_microbatch)
-    return Batch(**arrays, num_rows=num_rows_X)
+    first_row_J = jnp.arange(0, num_rows, rows_per_microbatch)
+    num_rows_J = jnp.clip(batch.num_rows - first_row_J, 0, rows_per_microbatch)
+    return Batch(**arrays, num_rows=num_rows_J)
 
 
 def row_logprobs(

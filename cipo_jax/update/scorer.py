@@ -37,15 +37,15 @@ def make_scorer(cfg: Config, arch: Architecture, mesh: Mesh) -> Scorer:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             microbatches = microbatches_of(batch, cfg.train.rows_per_microbatch)
 
-            def add(index: Array, so_far_MBT: Array) -> Array:
+            def add(index: Array, so_far_JUT: Array) -> Array:
                 rows = jax.tree.map(lambda x: x[index], microbatches)
                 logprob_BT, _ = row_logprobs(params, rows, cfg=cfg, arch=arch)
-                return so_far_MBT.at[index].set(logprob_BT)
+                return so_far_JUT.at[index].set(logprob_BT)
 
             num_microbatches = -(-batch.num_rows // cfg.train.rows_per_microbatch)
-            nothing_MBT = jnp.zeros(microbatches.token_BT.shape, jnp.float32)
-            logprob_MBT: Array = jax.lax.fori_loop(0, num_microbatches, add, nothing_MBT)
-            return logprob_MBT.reshape(batch.token_BT.shape)
+            nothing_JUT = jnp.zeros(microbatches.token_BT.shape, jnp.float32)
+            logprob_JUT: Array = jax.lax.fori_loop(0, num_microbatches, add, nothing_JUT)
+            return logprob_JUT.reshape(batch.token_BT.shape)
 
     shardings = batch_shardings(mesh)
     # The parameters keep the layout that they come with.

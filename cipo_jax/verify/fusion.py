@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 TRIAL = "print(6 * 7)"
 """The program with which a server shows that it runs programs."""
 
-_Judged = PlainReference | StdioReference
+_Fit = PlainReference | StdioReference
 
 
 def check_kinds(kinds: Iterable[type[Reference]]) -> None:
     """Raises: ValueError where one of these kinds of reference needs more than a runner."""
-    others = [kind.__name__ for kind in kinds if not issubclass(kind, _Judged)]
+    others = [kind.__name__ for kind in kinds if not issubclass(kind, _Fit)]
     if others:
         raise ValueError(
             "verify.service_kind is 'sandbox-fusion', a server that runs programs which read "

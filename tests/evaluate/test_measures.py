@@ -132,7 +132,7 @@ def test_correction_measures_by_hand() -> None:
     z = np.array([0, 0, 0, 0, 1, 1, 1, 1], bool)
     r = np.array([1, 1, 0, 0, 1, 1, 1, 0], bool)
     copy = np.array([0, 0, 1, 0, 1, 1, 1, 0], bool)
-    found = correction_measures(np.arange(8), z, r, is_copy_U=copy, seed=0)
+    found = correction_measures(np.arange(8), z, r, is_copy_I=copy, seed=0)
     means = {name: estimate["mean"] for name, estimate in found.items()}
     assert means == pytest.approx(
         {
