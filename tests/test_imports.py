@@ -1,34 +1,20 @@
 """The rooms of the package stand in one order, and imports only point to rooms that come before."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "cipo_jax"
+from tests import ROOT
 
-# As a prompt meets them; docs/architecture.md says what each is for.
-ROOMS = [
-    "config",
-    "records",
-    "verify",
-    "tasks",
-    "mesh",
-    "model",
-    "text",
-    "method",
-    "update",
-    "rollout",
-    "evaluate",
-    "report",
-    "run",
-    "export",
-    "plan",
-    "doctor",
-    "cli",
-]
+PACKAGE = ROOT / "cipo_jax"
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+# The order is the one that the page prints.
+ROOMS = re.findall(r"^  (\w+)(?:/|\.py) +\S", PAGE, flags=re.MULTILINE)
 
 
 def room_of(path: Path) -> str:
@@ -80,3 +66,14 @@ def test_host_modules_do_not_load_jax(module: str) -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
     assert printed.strip() == "False"
+
+
+def test_the_page_lists_every_package_and_its_walk_exists() -> None:
+    there = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix in ("", ".py")}
+    assert set(ROOMS) == there - {"__init__", "__pycache__"}
+    walk = PAGE[PAGE.index("## From a prompt") : PAGE.index("## What holds")]
+    stops = re.findall(r"^\d+\. ", walk, flags=re.MULTILINE)
+    files = re.findall(r"`([\w/]+\.py)`", walk)
+    assert 0 < len(stops) < 10
+    assert len(files) >= len(stops)
+    assert all((PACKAGE / file).is_file() for file in files)
