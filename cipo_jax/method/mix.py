@@ -69,7 +69,7 @@ class Places:
         return value_QGC
 
     def laid(
-        self, values: Sequence[GroupValues], rows: tuple[int, int]
+        self, values: Sequence[np.ndarray], rows: tuple[int, int]
     ) -> Float32[np.ndarray, "B T"]:
         """The other way: a number for each completion of each group, or one for each of its tokens,
         in an array of `rows`; 0 elsewhere.
@@ -87,7 +87,7 @@ class Mixed:
     batch: Batch
     places: Places
 
-    def credited(self, advantages: Sequence[GroupValues]) -> Batch:
+    def credited(self, advantages: Sequence[np.ndarray]) -> Batch:
         """The batch with other advantages than its groups came with, in the groups' order."""
         shape = self.batch.token_BT.shape
         return replace(self.batch, advantage_BT=self.places.laid(advantages, (shape[0], shape[1])))

@@ -26,6 +26,8 @@ from tests import ROOT
 from tests.hostile import elsewhere
 from tests.weights import drawn
 
+pytestmark = pytest.mark.slow
+
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
 # Room for problems that ask for a program.
 ROOM = (

@@ -30,6 +30,8 @@ from tests import ROOT
 from tests.evaluate.rows import corrections_of_first, row, stream
 from tests.tasks.made_up_benchmarks import FOLDER
 
+pytestmark = pytest.mark.slow
+
 
 def mean(estimate: dict) -> float | None:
     return estimate["mean"]

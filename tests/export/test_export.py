@@ -33,6 +33,8 @@ from cipo_jax.update import policy
 from tests import ROOT
 from tests.weights import drawn
 
+pytestmark = pytest.mark.slow
+
 ARCH = PRESETS["tiny-qwen2"]
 LORA = Lora(rank=6, alpha=9.0)
 

@@ -15,6 +15,8 @@ import pytest
 
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOKS = {kind: ROOT / "launch" / f"colab_{kind}.ipynb" for kind in ("tpu", "gpu")}
 ARGS = (
     "--train.steps 2 --prompts.max-attempt-tokens 16 --prompts.max-correction-prompt-tokens 208 "

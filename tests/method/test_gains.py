@@ -32,6 +32,8 @@ from cipo_jax.method.mix import Completion, Group, Mixed, mix
 from cipo_jax.method.sequences import sequence_mean, sequence_sum
 from cipo_jax.records import Batch, Stream
 
+pytestmark = pytest.mark.slow
+
 KL = Kl(weight=0.1)
 WIDE = {"clip_low": 0.2, "clip_high": 0.28}
 # Every objective, with clip ranges that the random cases below reach into.

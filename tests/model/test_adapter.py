@@ -33,6 +33,8 @@ from cipo_jax.update.train_step import abstract_state, init_state, make_train_st
 from tests.batches import random_batch
 from tests.weights import drawn
 
+pytestmark = pytest.mark.slow
+
 ARCH = PRESETS["tiny-qwen2"]
 ROWS, TOKENS = 8, 48
 ONE = config.MeshShape(data=1, fsdp=1, tensor=1)

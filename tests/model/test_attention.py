@@ -109,6 +109,7 @@ print(kernels(2, False), kernels(1, False), kernels(2, True))
 """
 
 
+@pytest.mark.slow
 def test_on_a_tpu_the_kernel_is_in_the_program() -> None:
     """Compiled for chips that are not there: forward, and backward for queries and for keys; also
     where tensor does not divide the key/value heads. With a window it is plain XLA."""

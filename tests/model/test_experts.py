@@ -29,6 +29,8 @@ from cipo_jax.update.train_step import abstract_state, init_state, make_train_st
 from tests.batches import random_batch
 from tests.weights import drawn
 
+pytestmark = pytest.mark.slow
+
 ARCH = PRESETS["tiny-qwen3-moe"]
 FIELDS = ("router", "expert_gate", "expert_up", "expert_down")
 OPTIONS = {"xla_backend_optimization_level": 0}

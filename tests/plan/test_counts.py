@@ -17,6 +17,8 @@ from cipo_jax.plan import flops, movement
 from cipo_jax.plan.loops import run_once
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ROOT / "configs" / "smoke.yaml"
 HAS_TPU_COMPILER = platform.system() == "Linux" and platform.machine() == "x86_64"
 

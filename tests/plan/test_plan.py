@@ -27,6 +27,8 @@ from cipo_jax.plan.cycle import Call
 from cipo_jax.plan.worker import planned_architecture
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ROOT / "configs" / "smoke.yaml"
 # As few programs as a run can have, and small ones: an evaluation in the shapes of training.
 SMALL = [

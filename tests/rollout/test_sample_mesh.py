@@ -21,6 +21,8 @@ from cipo_jax.rollout.sample import sample
 from tests.rollout.stages import decode_stage
 from tests.weights import drawn
 
+pytestmark = pytest.mark.slow
+
 ARCH = PRESETS["tiny-qwen3"]
 Q, P, G, C = 8, 12, 4, 12
 EOS = tuple(range(0, 320, 20))

@@ -20,6 +20,8 @@ import pytest
 
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ROOT / "configs" / "smoke.yaml"
 # Runs after the first find their programs compiled.
 CACHE = tempfile.TemporaryDirectory(prefix="cipo-test-compiled-")

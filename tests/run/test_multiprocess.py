@@ -20,6 +20,8 @@ import pytest
 
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "--prompts.max-prompt-tokens", "208", "--prompts.max-attempt-tokens", "16",
     "--prompts.max-correction-prompt-tokens", "208", "--sampling.samples-per-prompt", "4",

@@ -26,6 +26,8 @@ from cipo_jax.update.checkpoint import Checkpoints
 from cipo_jax.update.train_step import abstract_state
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 SMOKE = ROOT / "configs" / "smoke.yaml"
 STEPS, KILLS = 40, 20
 SETTINGS = [

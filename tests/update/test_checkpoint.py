@@ -25,7 +25,10 @@ from cipo_jax.update.train_step import TrainState, abstract_state, init_state, m
 from tests.batches import random_batch
 
 # A reader that fails on a damaged file leaves coroutines behind that were never awaited.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 HOST = {"cursor": {"epoch": 1, "index": [3, 1, 2]}, "ratio": 0.1 + 0.2, "buffer": ["ü\n", ""]}
 

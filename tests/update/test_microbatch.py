@@ -20,6 +20,8 @@ from cipo_jax.update.microbatch import head_logprobs
 from tests.batches import random_batch
 from tests.weights import drawn
 
+pytestmark = pytest.mark.slow
+
 ROWS, TOKENS = 8, 40
 MESHES = [
     config.MeshShape(data=1, fsdp=8, tensor=1),

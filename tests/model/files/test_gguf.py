@@ -23,6 +23,8 @@ from cipo_jax.model.transformer import Params, abstract, hidden_states
 from cipo_jax.text.tokenizer import eos_ids, load_tokenizer
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-gemma3"]
 
 

@@ -39,6 +39,8 @@ from cipo_jax.model.head import logits
 from cipo_jax.model.presets import PRESETS, Architecture, LinearRopeScaling
 from cipo_jax.model.transformer import Params, abstract, hidden_states
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 """On logits of up to 7. Measured: 3.4e-5 at most; wrong constants give 0.5 and more."""
 
