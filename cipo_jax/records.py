@@ -61,7 +61,7 @@ class PromptBatch:
     """Rendered prompts of one sampling call, right-padded to a common bucket length P.
 
     `key_id_Q` is the identity that random numbers are derived from: the same id under the same step
-    and stream yields the same samples, wherever the prompt stands in the batch.
+    and stream yields the same samples, wherever the prompt is in the batch.
     """
 
     token_QP: Int32[Array, "Q P"]
@@ -86,7 +86,7 @@ class Rollouts:
 
 
 _PER_TOKEN, _PER_TARGET = {"at_targets_alone": False}, {"at_targets_alone": True}
-"""Of a field [B, T]: whether it is read at targets alone, and may hold any value elsewhere."""
+"""Whether a field [B, T] is read at targets alone, and may hold any value elsewhere."""
 
 
 @struct.dataclass

@@ -250,7 +250,7 @@ def constrain_record(record: Any, rules: Rules) -> Any:
 
 
 def target_platform() -> str:
-    """Of the devices that are compiled for, which need not be there: `tpu`, `gpu`, `cpu`."""
+    """The platform that is compiled for, which need not be there: `tpu`, `gpu`, `cpu`."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

@@ -64,7 +64,7 @@ class StreamRewards:
 
 
 Advantage = Float32[np.ndarray, "Q G"] | Float32[np.ndarray, "Q G C"]
-"""Of a sequence, or of each token, where they differ; then 0 beyond the sequence's length."""
+"""One number for a sequence, or one for each token where they differ, 0 beyond its length."""
 
 
 def objective_advantage(

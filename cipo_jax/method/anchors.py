@@ -97,9 +97,9 @@ def select(
         count in its prompt's pass rate.
       is_finished_QG: False where the length limit cut the sample (`drop_truncated_anchors`).
       num_anchors: M, the places.
-      ratio: rho, the share of right attempts asked for.
+      ratio: rho, the share of correct attempts asked for.
       rng: seeded by the caller from (seed, step, purpose); two words of it are used.
-      buffer: right attempts of earlier steps, the source of right anchors with `anchor_source`
+      buffer: correct attempts of earlier steps, the source of right anchors with `anchor_source`
         buffer (then none of this step's is taken).
     Returns: fewer than M anchors where candidates run out, which is legal. `failures_only` never
       takes a right one, not even to fill.

@@ -1,4 +1,4 @@
-"""The adaptive replay ratio: what share of the anchors are right attempts.
+"""The adaptive replay ratio: what share of the anchors are correct attempts.
 
 Wrong anchors teach repair. Right anchors teach to leave alone what is right, and measure how well
 the policy does: *retention* R is the mean raw score of the corrections of right anchors. When R
@@ -20,7 +20,7 @@ from cipo_jax.config import CipoReimpl, Controller, FailuresOnly, Fixed, Robust
 @dataclass(frozen=True, kw_only=True)
 class ControllerState:
     ratio: float
-    """rho, the share of right attempts asked for in the next step."""
+    """rho, the share of correct attempts asked for in the next step."""
     retention: float | None = None
     """The last retention (`robust`: its moving average); None until it was measured once."""
     persistence: int = 0

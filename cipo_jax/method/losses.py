@@ -8,7 +8,7 @@ loss of the whole batch.
 Values at tokens that are not targets are never read: they are replaced before anything is computed
 from them, because a product with a mask of zeros turns NaN into NaN, in values and in gradients.
 
-What a token gains under the objective stands in `gains.py`, the weight against the sampler's gap in
+The gain of a token under the objective is in `gains.py`, its weight against the sampler's gap in
 `importance.py`.
 """
 
@@ -64,7 +64,7 @@ def policy_loss(
     Returns: (loss_by_stream, sums). The losses are indexed by `Stream`, 0 for a stream without
       targets. The sums map a name to (total, count) over this batch's targets: add them over
       microbatches, then divide once.
-    Raises: ValueError at trace time if a KL penalty stands in the loss and there is no reference.
+    Raises: ValueError at trace time if a KL penalty is part of the loss and there is no reference.
     """
     if kl.is_in_loss and reference_logprob_BT is None:
         raise ValueError(
@@ -115,7 +115,7 @@ def joint_loss(
 ) -> Float[jax.Array, ""]:
     """The one loss that a step descends: base + correction_weight * correction.
 
-    The weight (lambda_c) stands here and not in the batch, so that logged losses of the streams
+    The weight (lambda_c) is applied here and not in the batch, so that logged losses of the streams
     mean the same whatever it is.
     """
     return loss_by_stream[Stream.BASE] + correction_weight * loss_by_stream[Stream.CORRECTION]

@@ -291,7 +291,7 @@ class _Unit:
     """A prompt with the completions (indices into its group) that follow it in one row."""
 
     index: int
-    """Of the group."""
+    """Index of the group."""
     group: Group
     members: list[int]
 
@@ -302,7 +302,7 @@ class _Unit:
 
 
 def _packed(groups: Sequence[Group], *, train: Train, keep_zero_signal: bool) -> list[list[_Unit]]:
-    """The rows of a batch, as the units that stand in them one after the other."""
+    """The rows of a batch, as the units that follow each other in them."""
     units = [
         unit
         for index, group in enumerate(groups)
@@ -344,7 +344,7 @@ def _first_fit_decreasing(sizes: Sequence[int], capacity: int) -> list[list[int]
 def _placed(
     units: Sequence[_Unit],
 ) -> Iterator[tuple[_Unit, slice, list[tuple[int, slice]]]]:
-    """Where each unit's prompt and its completions (by index in the group) stand in their row."""
+    """Where each unit's prompt and its completions (by index in the group) are in their row."""
     start = 0
     for unit in units:
         prompt = slice(start, start + len(unit.group.prompt_P))

@@ -28,7 +28,7 @@ def correction_reward(
     if risk_penalty < 0:
         raise ValueError(
             f"correction.risk_penalty is {risk_penalty}: a negative penalty would reward breaking "
-            "right attempts. Use 0 for no penalty."
+            "correct attempts. Use 0 for no penalty."
         )
     broken_MG: np.ndarray = is_right_M[:, None] * (1 - raw_MG)
     return raw_MG - risk_penalty * broken_MG

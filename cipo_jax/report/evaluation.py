@@ -218,5 +218,5 @@ def _left_out(summaries: Sequence[BenchmarkSummary]) -> Iterator[str]:
         for reason, count in Counter(entry["reason"] for entry in s["unknown"]).items():
             yield (
                 f"- {s['title']}: {count} verdicts unknown ({reason}); they take no part in any "
-                "figure, and stand one by one in summary.json"
+                "figure, and are listed in summary.json"
             )

@@ -109,7 +109,7 @@ class _Kept:
 
     stream: Stream
     num_groups: int
-    """Of the stream, also those that are left out."""
+    """Groups of the stream, with those that are left out."""
     which: np.ndarray
     """Indices of those that are kept."""
     judged: Judged

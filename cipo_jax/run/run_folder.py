@@ -40,8 +40,8 @@ class ChangedConfigError(ValueError):
 
 def find(cfg: Config, root: Path = Path("runs")) -> Path:
     """The folder for a run that was given none: `runs/NAME`, or `runs/NAME-2` and so on where a
-    finished run or one of another configuration stands already. An unfinished run of the same
-    configuration is gone on with."""
+    finished run or one of another configuration is there already. An unfinished run of the same
+    configuration is continued."""
     number = 1
     while True:
         folder = root / (cfg.name if number == 1 else f"{cfg.name}-{number}")
@@ -90,7 +90,7 @@ def check_problems(folder: Path, tasks: Tasks, *, allow_changes: bool = False) -
 
 def has_started(folder: Path) -> bool:
     """A run in it got as far as a first result. One that failed before (a prompt was too long, say)
-    may be mended and started again in the same folder."""
+    may be corrected and started again in the same folder."""
     return (folder / "config.yaml").exists() and (
         (folder / "evaluations.json").exists() or any((folder / "checkpoints").glob("[0-9]*"))
     )

@@ -4,7 +4,7 @@
     STUDY/study.md        the comparison, with study.json and study.png
 
 Every run is a process of its own, so that none inherits memory or compiled programs; a study that
-is started again goes on with the runs that are not finished.
+is started again continues with the runs that are not finished.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def read(path: Path, *, arms: Sequence[str] | None = None) -> Study:
 
 def _check(study: Study, path: Path) -> None:
     if len(set(study.seeds)) < len(study.seeds):
-        raise ValueError(f"{path}: a seed stands twice in {list(study.seeds)}.")
+        raise ValueError(f"{path}: a seed is listed twice in {list(study.seeds)}.")
     done: set[str] = set()
     for name, arm in study.arms.items():
         if not re.fullmatch(r"[\w.-]+", name):
@@ -123,7 +123,7 @@ def _check(study: Study, path: Path) -> None:
             for other in (arm.equal_tokens.arm, arm.equal_tokens.paced_by):
                 if other not in done:
                     raise ValueError(
-                        f"{path}: arm '{name}' needs the tokens of '{other}', which must stand "
+                        f"{path}: arm '{name}' needs the tokens of '{other}', which must come "
                         f"before it; there are {', '.join(done) or 'none'}."
                     )
         done.add(name)
@@ -159,7 +159,7 @@ def run(study: Study, folder: Path) -> None:
             last = "\n".join(done.stdout.splitlines()[-15:])
             raise RuntimeError(
                 f"{label} ended with status {done.returncode}. Its last lines:\n{last}\nThe same "
-                "command goes on with it."
+                "command continues it."
             )
 
 

@@ -41,7 +41,7 @@ NUMERIC = (
     "simple_equations",
     "simple_geometry",
 )
-"""Of reasoning-gym 0.1.25: 60 items of each were generated, all had a number as their answer, and
+"""Sets of reasoning-gym 0.1.25: of each, 60 items were generated, all had a number as answer, and
 the data set's scorer gave 1 to it and less to its neighbour."""
 
 ANSWER_FORMAT = "End your reply with the answer, a number."

@@ -39,7 +39,7 @@ ATTEMPT_FIRST = """\
 The attempt above {checked}. Solve the problem.
 
 {base}"""
-# Few words, and the question last: so SmolLM2-135M mends 14 % of its wrong attempts at a sum and
+# Few words, and the question last: so SmolLM2-135M fixes 14 % of its wrong attempts at a sum and
 # keeps 33 % of the right ones (temperature 1, n = 108 and 54); with a longer request before the
 # question 7 % and 19 %, with ATTEMPT_LAST 8 % and 24 %.
 
@@ -57,7 +57,7 @@ class Renderer:
 
     Text that comes from outside (questions and attempts) can't leave its place: a special token
     written out in it is split by a space, so that it is read as text; in an attempt, so are the
-    tags of the attempt itself, and a program's attempt stands in a fence longer than its own.
+    tags of the attempt itself, and a program's attempt is put in a fence longer than its own.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, cfg: Prompts) -> None:

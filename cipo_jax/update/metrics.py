@@ -25,7 +25,7 @@ class UpdateMetrics:
     is_finite: Bool[Array, ""]
     """Whether loss and gradient are; no update is applied otherwise."""
     learning_rate: Float32[Array, ""]
-    """Of this update."""
+    """Rate of this update."""
     entropy: Float32[Array, ""]
     """Mean entropy of the policy's law, nats."""
     clip_share: Float32[Array, ""]

@@ -89,7 +89,7 @@ class MathReference:
 
 @dataclass(frozen=True, kw_only=True)
 class TextReference:
-    """The completion, or what stands in its last box, must be one of `answers`: a letter, a word, a
+    """The completion, or the content of its last box, must be one of `answers`: a letter, a word, a
     phrase. Case, articles, punctuation and the number of spaces don't count."""
 
     answers: tuple[str, ...]
@@ -102,7 +102,7 @@ class TextReference:
 class StdioReference:
     """A program that reads standard input and must print the expected output for every case.
 
-    `prelude` is code (imports) that stands before the model's. `case_s` limits each case by itself;
+    `prelude` is code (imports) that comes before the model's. `case_s` limits each case by itself;
     at 0 all cases together have the deadline of one judgement.
     """
 
@@ -120,7 +120,7 @@ class StdioReference:
 class CallsReference:
     """A function that must return the expected value for every tuple of arguments.
 
-    `prelude` is code (imports) that stands before the model's. With `case_s` each call is made in a
+    `prelude` is code (imports) that comes before the model's. With `case_s` each call is made in a
     process of its own that has this many seconds; at 0 all calls share one process and the deadline
     of one judgement. `tuple_is_list` takes a returned tuple for the list of its items, where the
     expected values come from JSON.
@@ -141,7 +141,7 @@ class CallsReference:
 class AssertsReference:
     """Test source that asserts on the model's function, HumanEval and MBPP style. The tests run in
     a second process, which never executes model code. `prelude` is given code (imports, the
-    signature) that stands before the model's."""
+    signature) that comes before the model's."""
 
     function: str
     tests: str

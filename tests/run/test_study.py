@@ -39,7 +39,7 @@ def test_the_arms_of_the_quickstart_study() -> None:
     ("text", "message"),
     [
         ("name: a\nconfig: smoke.yaml\nseeds: []\narms: {a: }", "seeds"),
-        ("name: a\nconfig: smoke.yaml\nseeds: [0, 0]\narms: {a: }", "a seed stands twice"),
+        ("name: a\nconfig: smoke.yaml\nseeds: [0, 0]\narms: {a: }", "a seed is listed twice"),
         ("name: a\nconfig: smoke.yaml\nseeds: [0]\narms: {}", "arms"),
         ("name: a\nconfig: smoke.yaml\nseeds: [0]\narms: {a/b: }", "can't be the name"),
         ("name: a\nconfig: none.yaml\nseeds: [0]\narms: {a: }", "no configuration file"),
@@ -51,7 +51,7 @@ def test_the_arms_of_the_quickstart_study() -> None:
         (
             "name: a\nconfig: smoke.yaml\nseeds: [0]\n"
             "arms: {a: {equal_tokens: {arm: b, paced_by: c}}}",
-            "needs the tokens of 'b', which must stand before it",
+            "needs the tokens of 'b', which must come before it",
         ),
     ],
 )

@@ -26,7 +26,7 @@ class RolloutRow:
     token_ids: Sequence[int]
     """Sampled tokens, the end-of-sequence token included."""
     logprobs: Sequence[float]
-    """Of these tokens under the sampling law, nats."""
+    """Log-probs of these tokens under the sampling law, nats."""
     is_finished: bool
     """False: cut by the length limit."""
     anchor: str | None

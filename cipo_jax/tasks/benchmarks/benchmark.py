@@ -59,7 +59,7 @@ class Item:
     tags: Mapping[str, str] = field(default_factory=dict)
     """Level, subject, platform and the like; results are also given by each."""
     response: Response | None = None
-    """Of benchmarks that ask for critiques."""
+    """For benchmarks that ask for critiques."""
 
 
 @dataclass(frozen=True, kw_only=True)

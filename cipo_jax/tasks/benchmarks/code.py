@@ -14,7 +14,7 @@ from cipo_jax.verify.verdict import AssertsReference
 
 def humaneval(row: Row) -> Item:
     """A signature with its docstring, to be completed. What the prompt gives beside it (imports, a
-    helper function) stands before the model's program."""
+    helper function) is put before the model's program."""
     # Not `text`: the white space at its end belongs to a completion that is only a body.
     prompt = str(row.value("prompt"))
     function = row.text("entry_point")

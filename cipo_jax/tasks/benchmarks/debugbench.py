@@ -1,4 +1,4 @@
-"""DebugBench: mend a LeetCode solution with a planted bug.
+"""DebugBench: fix a LeetCode solution with a planted bug.
 
 Its own judge is LeetCode's web site. Here the Python rows are judged by the examples in their
 problem texts, or by test cases that a row carries in a field of ours, `tests`: a list of

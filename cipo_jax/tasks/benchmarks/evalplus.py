@@ -8,7 +8,7 @@ _IMPORT = re.compile(r"^(?P<indent>[ \t]*)import numpy as np[ \t]*$", re.MULTILI
 
 _STAND_IN = '''\
 class np:
-    """Of numpy what EvalPlus's comparisons use."""
+    """The part of numpy that EvalPlus's comparisons use."""
     ndarray = ()
     float32 = float64 = float
 

@@ -58,7 +58,7 @@ def final_answer(completion: str) -> str:
     """The text of the final answer; empty if there is none.
 
     Thinking doesn't count (`thinking.py`), nor does a box that isn't closed (the completion was
-    cut), or what stands in it.
+    cut), or its content.
     Takes time linear in the completion, whatever it holds.
     """
     text = said(completion)
@@ -74,7 +74,7 @@ def final_answer(completion: str) -> str:
 
 
 def last_box(completion: str) -> str:
-    r"""What stands in the last `\boxed{...}`, or in several that are joined; empty without any."""
+    r"""The content of the last `\boxed{...}`, or in several that are joined; empty without any."""
     text = said(completion)
     return next(reversed(_chains(text, list(_boxes(text)))), "")
 

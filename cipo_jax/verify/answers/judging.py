@@ -262,7 +262,7 @@ def _is_set_beside_tuple(left: str, right: str) -> bool:
 
 
 def _is_same_ratio(answer: str, gold: str) -> bool:
-    """Of three or more numbers, `1:2:3`: computer algebra would divide them."""
+    """Ratios of three or more numbers, `1:2:3`: computer algebra would divide them."""
     terms, gold_terms = ([rational(term) for term in text.split(":")] for text in (answer, gold))
     if len(terms) != len(gold_terms):
         return False

@@ -123,7 +123,7 @@ def _value(unsigned: str) -> Fraction | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last number that stands in `text`, as `rational` reads it; None if there is none.
+    """The last number in `text`, as `rational` reads it; None if there is none.
 
     `a/b` is one number. Digits that belong to a name (`x2`) or are an exponent (`cm^2`) don't
     count. A minus is a sign where it touches the number and follows no operand (`5-3` ends in 3,

@@ -218,7 +218,7 @@ def refusal(source: str) -> Verdict | None:
 
 
 def with_prelude(prelude: str, source: str) -> str:
-    """The model's code after the given one, but for imports that must stand first."""
+    """The model's code after the given one, but for imports that must come first."""
     if not prelude:
         return source
     first = "".join(f"{line}\n" for line in _FUTURE.findall(source))

@@ -37,7 +37,7 @@ def serve(
     connection: socket.socket, isolation: Isolation, *, uid: int, readable: list[str],
     scratch_bytes: int, hooks: preload.Hooks,
 ) -> NoReturn:  # fmt: skip
-    """Builds the walls that stand once for the cell, says so, and runs programs until the trainer
+    """Builds the walls that the cell has once for all, says so, and runs programs until the trainer
     is gone.
     """
     try:
@@ -97,7 +97,7 @@ def _run(
     program: str, isolation: Isolation, limits: protocol.ProgramLimits, files: tuple[int, ...],
     rules: int, report: int, uid: int,
 ) -> NoReturn:  # fmt: skip
-    """In the child: lock down, say so, run. The word that the walls stand is given before any of
+    """In the child: lock down, say so, run. The word that the walls are up is given before any of
     the model's code is read, so that a program can't pass its own failure off as the verifier's.
     """
     try:

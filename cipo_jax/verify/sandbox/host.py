@@ -74,7 +74,7 @@ class Nursery:
 
     @property
     def pid(self) -> int:
-        """Of the process that runs; 0 before the first cell."""
+        """Id of the process that runs; 0 before the first cell."""
         return self._process.pid if self._process else 0
 
     def _ready_connection(self) -> socket.socket:

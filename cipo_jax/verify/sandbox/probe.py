@@ -96,7 +96,7 @@ def examine(nursery: Nursery, isolation: Isolation, limits: ProgramLimits) -> Ex
         cell = nursery.cell(isolation, scratch_bytes=limits.scratch_bytes)
         try:
             folders: tuple[str, ...] = ("/", "/var/tmp", "/dev/shm", "/run", "/home", "/etc")
-            if not isolation.namespaces:  # otherwise its own scratch stands there
+            if not isolation.namespaces:  # otherwise its own scratch is there
                 folders = (*folders, "/tmp")
             names = {
                 "SECRET": __file__, "FOLDERS": folders, "MEMORY": limits.memory_bytes + 2**26,

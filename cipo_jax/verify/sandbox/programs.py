@@ -33,7 +33,7 @@ def run(program: str) -> NoReturn:
     """Runs one of `PROGRAMS` on the descriptors of `protocol` and ends the process.
 
     The interpreter's own `sys.stdin` and its fellows were opened on /dev/null by the nursery and
-    never used; they now stand on the program's descriptors.
+    never used; the program's descriptors now point there.
     """
     code = EXCEPTION
     try:
