@@ -7,9 +7,9 @@ killed.
 
 Where it is too lenient, exact rules are applied before or after it: it drops the base of 12_5,
 rounds to six decimals (so 1/3 = 0.333333, and any two quantities below 1e-7 are equal), and takes
-50% for 50 and for 0.5. Of these only the last is kept, since problems that ask for a percentage are answered
-either way. Where it is too strict, the texts are read once more: `i` as the imaginary unit,
-decimals in a formula as fractions, inequalities in one unknown as the set that they describe.
+50% for 50 and for 0.5. Of these only the last is kept, since problems that ask for a percentage are
+answered either way. Where it is too strict, the texts are read once more: `i` as the imaginary
+unit, decimals in a formula as fractions, inequalities in one unknown as the set that they describe.
 """
 
 from __future__ import annotations
