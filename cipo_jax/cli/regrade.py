@@ -16,7 +16,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _run(parsed: argparse.Namespace, rest: list[str]) -> int:
     from cipo_jax.report.regrade import regrade, stored_references
-    from cipo_jax.verify.judge import open_judge
+    from cipo_jax.verify.opening import open_judge
 
     cfg = configfile.load(parsed.folder / "config.yaml")
     judge = open_judge(cfg.verify, stored_references(parsed.folder))

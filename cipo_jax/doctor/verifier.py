@@ -13,7 +13,8 @@ from pathlib import Path
 from cipo_jax.config import Verify
 from cipo_jax.doctor.diagnosis import Diagnosis, fail, ok, warn
 from cipo_jax.verify import SandboxError, StdioReference, VerifierPool
-from cipo_jax.verify.judge import Judge, open_pool
+from cipo_jax.verify.judge import Judge
+from cipo_jax.verify.opening import open_pool
 
 _SUM = StdioReference(cases=(("1 2\n", "3\n"),))
 _HONEST = "```python\nprint(sum(map(int, input().split())))\n```"

@@ -32,7 +32,7 @@ from cipo_jax.evaluate.summary import per_problem, summarise
 from cipo_jax.rollout.judged import Engine, Prompted, Shape
 from cipo_jax.tasks import benchmarks
 from cipo_jax.tasks.benchmarks import Benchmark, Loaded
-from cipo_jax.verify.judge import open_judge
+from cipo_jax.verify.opening import open_judge
 
 
 def load_all(

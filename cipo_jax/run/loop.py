@@ -54,7 +54,8 @@ from cipo_jax.update.train_step import (
     init_state,
     make_train_step,
 )
-from cipo_jax.verify.judge import Judge, open_judge
+from cipo_jax.verify.judge import Judge
+from cipo_jax.verify.opening import open_judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -1,6 +1,6 @@
 """Verdicts on completions, given on the host: mathematics and programs. Never imports jax."""
 
-from cipo_jax.verify.judge import verify
+from cipo_jax.verify.opening import verify
 from cipo_jax.verify.pool import Protection, VerifierPool
 from cipo_jax.verify.sandbox.host import SandboxError
 from cipo_jax.verify.verdict import (

@@ -11,7 +11,8 @@ from cipo_jax.verify import (
     TextReference,
     VerifierPool,
 )
-from cipo_jax.verify.judge import InlineJudge, open_judge
+from cipo_jax.verify.judge import InlineJudge
+from cipo_jax.verify.opening import open_judge
 
 SLOW_ONCE = """\
 import time

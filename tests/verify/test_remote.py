@@ -25,7 +25,7 @@ from cipo_jax.verify import (
     StdioReference,
 )
 from cipo_jax.verify.fusion import TRIAL, FusionPool
-from cipo_jax.verify.judge import open_judge
+from cipo_jax.verify.opening import open_judge
 from cipo_jax.verify.remote import EndpointError, RemotePool
 
 TOKEN = "a-token-for-the-tests-only"

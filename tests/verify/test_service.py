@@ -23,7 +23,7 @@ from cipo_jax.verify import (
     VerifierPool,
     service,
 )
-from cipo_jax.verify.judge import open_pool
+from cipo_jax.verify.opening import open_pool
 from cipo_jax.verify.remote import Endpoint, EndpointError, RefusedError, RemotePool
 from cipo_jax.verify.service import ImpatientProtocol, make_app, serve
 from cipo_jax.verify.wire import encode_reference
