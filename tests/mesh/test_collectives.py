@@ -11,6 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from cipo_jax.mesh.collectives import reduce_scatter
 
+pytestmark = pytest.mark.slow
+
 SHAPE = (24, 48)
 MESHES = [(1, 2), (2, 4), (1, 8), (1, 6), (2, 3), (1, 1)]
 

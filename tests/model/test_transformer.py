@@ -140,6 +140,7 @@ def test_padding_is_finite_and_reaches_nobody():
     assert np.any(clean[is_padding] != dirty[is_padding])
 
 
+@pytest.mark.slow
 def test_remat_recomputes_and_changes_nothing():
     arch = PRESETS["tiny-qwen3"]
     params = drawn(arch)
@@ -173,6 +174,7 @@ def test_remat_recomputes_and_changes_nothing():
 
 
 @pytest.mark.parametrize("name", TINY)
+@pytest.mark.slow
 def test_scan_over_layers_equals_a_walk_over_unstacked_layers(name):
     arch = PRESETS[name]
     params = drawn(arch)

@@ -19,6 +19,8 @@ from cipo_jax.rollout.sample import sample
 from tests.rollout.stages import decode_stage
 from tests.weights import drawn
 
+pytestmark = pytest.mark.slow
+
 TINY = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-qwen3-moe", "tiny-gemma3"]
 ARCH = PRESETS["tiny-qwen3"]
 LENGTHS = (10, 4, 7)

@@ -52,6 +52,8 @@ from cipo_jax.update.train_step import abstract_state, init_state, make_train_st
 from cipo_jax.verify.verdict import NumberReference
 from tests.run.one_step import Batches, figures
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = 48
 CFG = Config(
     name="test",

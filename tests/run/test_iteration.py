@@ -157,6 +157,7 @@ def test_attempts_leave_the_buffer_at_their_age(engine, policy) -> None:
     assert 1 not in steps_held(buffer_max_age=1)
 
 
+@pytest.mark.slow
 def test_the_samples_of_a_prompt_do_not_depend_on_the_wave(engine, policy) -> None:
     prompted = [
         Prompted(problem=p, token_ids=engine.renderer.base(p), key_id=i)

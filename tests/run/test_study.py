@@ -116,6 +116,7 @@ def test_figures_by_hand(tmp_path: Path) -> None:
     assert [study.equal_steps(tmp_path, equal, seed) for seed in (0, 1)] == [4, 4]
 
 
+@pytest.mark.slow
 def test_a_real_study_in_two_arms(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(os.environ, "JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setitem(os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")

@@ -124,6 +124,7 @@ def test_what_is_exported_is_a_model_again(tmp_path):
 # --- where a model is ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_random_weights_depend_on_the_seed_and_not_on_the_mesh():
     source = RandomModel(preset="tiny-qwen2")
     params, _ = load_model(source, seed=1)

@@ -37,6 +37,7 @@ def num_bytes(params):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow
 def test_the_reference_gives_the_same_bits_in_half_the_memory(name):
     arch, cfg = PRESETS[name], make_config("bfloat16")
     params = drawn(arch)

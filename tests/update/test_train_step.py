@@ -25,6 +25,8 @@ from cipo_jax.update.scorer import make_scorer
 from cipo_jax.update.train_step import abstract_state, init_state, make_train_step
 from tests.batches import random_batch
 
+pytestmark = pytest.mark.slow
+
 ARCH = PRESETS["tiny-llama"]
 ROWS, TOKENS = 8, 48
 ONE = config.MeshShape(data=1, fsdp=1, tensor=1)
