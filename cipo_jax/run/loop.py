@@ -1,4 +1,4 @@
-"""A run from its first prompt to its last checkpoint: the only file that knows all the rooms.
+"""A run from its first prompt to its last checkpoint: the only file that knows all of it.
 
 load -> (restore) -> evaluate -> [ problems -> iterate -> train step -> log -> checkpoint ] ->
 evaluate -> plot
@@ -71,7 +71,6 @@ class Setup:
 
     cfg: Config
     folder: Path
-    log: RunLog
     engine: Engine
     tokenizer: PreTrainedTokenizerFast
     stream: ProblemStream
@@ -127,6 +126,9 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False, profile: bo
         judge = open_judge(cfg.verify, (p.reference for p in (*tasks.train, *tasks.held_out)))
         stack.callback(judge.close)
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
+        setup, trainable = _set_up(cfg, folder, mesh, tasks, judge)
+        state = _restored(setup, trainable, checkpoints, allow_changes=allow_changes)
+        # After the restoring, which passes over a damaged checkpoint.
         first = checkpoints.latest_step() or 0
         log = stack.enter_context(
             RunLog(
@@ -137,19 +139,17 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False, profile: bo
                 is_writer=processes.is_first(),
             )
         )
-        setup, trainable = _set_up(cfg, folder, log, mesh, tasks, judge)
-        state = _restored(setup, trainable, checkpoints, allow_changes=allow_changes)
         log.environment(_devices(mesh), verifier=str(judge.report))
         log.message(str(judge.report))
         done = first
         while done < cfg.train.steps and not processes.on_any(interrupt.requested):
             # Also what a run that was cut off after its checkpoint left out.
             if done == 0 or (cfg.evaluation.every and done % cfg.evaluation.every == 0):
-                _evaluate(setup, state, done)
+                _evaluate(setup, state, done, log)
                 if processes.on_any(interrupt.requested):
                     break
-            with profiling(setup, enabled=profile and done == first + 1):
-                state = _step(setup, state, done + 1)
+            with _profiling(folder, log, enabled=profile and done == first + 1):
+                state = _step(setup, state, done + 1, log)
             done += 1
             if done % cfg.checkpoint.every == 0 or done == cfg.train.steps:
                 _save(setup, state, done, checkpoints)
@@ -159,13 +159,13 @@ def train(cfg: Config, folder: Path, *, allow_changes: bool = False, profile: bo
                 f"stopped after step {done}; the same command with --run-dir {folder} continues it"
             )
             return
-        _evaluate(setup, state, done)
+        _evaluate(setup, state, done, log)
     if processes.is_first():
         _conclude(folder, cfg)
 
 
 def _set_up(
-    cfg: Config, folder: Path, log: RunLog, mesh: Mesh, tasks: Tasks, judge: Judge
+    cfg: Config, folder: Path, mesh: Mesh, tasks: Tasks, judge: Judge
 ) -> tuple[Setup, Trainable]:
     """Load the model, and make every program of the run."""
     tokenizer = load_tokenizer(cfg.model)
@@ -178,7 +178,6 @@ def _set_up(
     setup = Setup(
         cfg=cfg,
         folder=folder,
-        log=log,
         engine=Engine(
             arch=arch,
             mesh=mesh,
@@ -226,7 +225,7 @@ def _save(setup: Setup, state: RunState, done: int, checkpoints: Checkpoints) ->
     checkpoints.save(done, state.train, host)
 
 
-def _step(setup: Setup, state: RunState, step: int) -> RunState:
+def _step(setup: Setup, state: RunState, step: int, log: RunLog) -> RunState:
     """Step `step` of the run, from 1: both streams, the updates on them, their place in the log."""
     cfg = setup.cfg
     start = time.perf_counter()
@@ -245,7 +244,7 @@ def _step(setup: Setup, state: RunState, step: int) -> RunState:
         train_state, metrics = update(train_state, setup.frozen, batch)
         if is_gated and index == 0 and metrics.is_tripped:
             # Not applied: the parameters are still those that sampled.
-            _look_into_parity(setup, train_state, state, step, batch, metrics)
+            _look_into_parity(setup, train_state, state, step, batch, metrics, log)
             train_state, metrics = setup.train_step(train_state, setup.frozen, batch)
         updates.append(jax.device_get(metrics))
         if not updates[-1].is_finite:
@@ -259,10 +258,10 @@ def _step(setup: Setup, state: RunState, step: int) -> RunState:
         train_s=trained - sampled,
         step_s=trained - start,
     )
-    setup.log.step(step, figures.to_log())
+    log.step(step, figures.to_log())
     every = cfg.log.rollouts_every
     if every and (step - 1) % every == 0 and processes.is_first():
-        setup.log.rollouts(step, rollout_rows(iteration, step, setup.tokenizer.decode))
+        log.rollouts(step, rollout_rows(iteration, step, setup.tokenizer.decode))
     return RunState(train=train_state, host=iteration.state)
 
 
@@ -288,6 +287,7 @@ def _look_into_parity(
     step: int,
     batch: Batch,
     metrics: UpdateMetrics,
+    log: RunLog,
 ) -> None:
     """Score and sample the batch again, store the evidence, and warn or end the run."""
     params = policy.params(train_state.params, setup.frozen, setup.cfg)
@@ -308,20 +308,20 @@ def _look_into_parity(
             f"{found}\nThe update was not applied. Fix the cause, or continue with another "
             "parity.kind."
         )
-    setup.log.message(found)
+    log.message(found)
 
 
 @contextlib.contextmanager
-def profiling(setup: Setup, *, enabled: bool) -> Iterator[None]:
+def _profiling(folder: Path, log: RunLog, *, enabled: bool) -> Iterator[None]:
     """A trace of what happens inside, by the first process, where it is enabled."""
     if not enabled or not processes.is_first():
         yield
         return
-    folder = setup.folder / "profile"
-    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+    traces = folder / "profile"
+    with jax.profiler.trace(str(traces), create_perfetto_trace=True):
         yield
-    setup.log.message(
-        f"profile: {folder}; open its perfetto_trace.json.gz at https://ui.perfetto.dev, or the "
+    log.message(
+        f"profile: {traces}; open its perfetto_trace.json.gz at https://ui.perfetto.dev, or the "
         "folder with `tensorboard --logdir` and its profile plugin"
     )
 
@@ -364,12 +364,12 @@ def _divergence(step: int, iteration: Iteration, metrics: UpdateMetrics) -> str:
     )
 
 
-def _evaluate(setup: Setup, state: RunState, done: int) -> None:
+def _evaluate(setup: Setup, state: RunState, done: int, log: RunLog) -> None:
     """Held-out results after `done` steps, into evaluations.json, where they aren't there yet."""
     evaluations: list[Any] = processes.from_first(lambda: read_evaluations(setup.folder))
     if any(e["step"] == done for e in evaluations):
         return
-    setup.log.message(f"evaluating on {len(setup.held_out)} held-out problems")
+    log.message(f"evaluating on {len(setup.held_out)} held-out problems")
     start = time.perf_counter()
     # The same random numbers at every step, so that a difference is the policy's.
     key = jax.random.key(setup.cfg.seed)

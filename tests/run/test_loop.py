@@ -165,6 +165,26 @@ def test_two_steps_a_new_process_and_two_more_are_four(unbroken: Path, tmp_path:
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(tmp_path: Path) -> None:
+    """The run continues from the checkpoint before, and counts on from there."""
+    options = ("--train.steps", "3", "--checkpoint.every", "1", "--checkpoint.keep", "3")
+    first = train(tmp_path, *options)
+    assert first.returncode == 0, first.stderr
+    whole, parameters = figures(tmp_path), final_parameters(tmp_path)
+    newest = tmp_path / "checkpoints" / "3"
+    files = [f for f in newest.rglob("*") if f.is_file() and f.stat().st_size > 10_000]
+    assert files, "the arrays are in there"
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    again = train(tmp_path, *options)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "checkpoints" / "3.damaged").is_dir(), "the damage was noticed"
+    assert "step 3/3" in again.stdout, "the step was done again"
+    assert figures(tmp_path) == whole
+    for one, other in zip(final_parameters(tmp_path), parameters, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_evaluations_are_those_of_the_unbroken_run(tmp_path: Path) -> None:
     """Stopped at a step that is due for an evaluation, before it; the resumed run makes it up."""
     every = ("--evaluation.every", "2")
