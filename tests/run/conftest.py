@@ -3,18 +3,14 @@
 import jax
 import pytest
 
-from cipo_jax.config import MeshShape, Prompts, RandomModel, Verify
+from cipo_jax.config import MeshShape, RandomModel, Verify
 from cipo_jax.mesh.sharding import make_mesh
 from cipo_jax.model.files.load import load_model
 from cipo_jax.rollout.judged import Engine
 from cipo_jax.text.prompts import Renderer
 from cipo_jax.text.tokenizer import byte_tokenizer, eos_ids
 from cipo_jax.verify.pool import VerifierPool
-
-PROMPTS = Prompts(
-    max_prompt_tokens=64, max_attempt_tokens=64, max_correction_prompt_tokens=288,
-    correction_template="attempt_first",
-)  # fmt: skip
+from tests.run.one_step import PROMPTS
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,17 @@
-"""What tests of a single step share: problems by number, and the figures without a real update."""
+"""What tests of a single step share: prompts, problems by number, figures without a real update."""
 
 import jax.numpy as jnp
 
+from cipo_jax.config import Prompts
 from cipo_jax.method.gaps import Gaps
 from cipo_jax.run.iteration import Iteration
 from cipo_jax.run.metrics import step_metrics
 from cipo_jax.update.metrics import UpdateMetrics
+
+PROMPTS = Prompts(
+    max_prompt_tokens=64, max_attempt_tokens=64, max_correction_prompt_tokens=288,
+    correction_template="attempt_first",
+)  # fmt: skip
 
 
 class Batches:

@@ -26,7 +26,6 @@ from cipo_jax.config import (
     Kl,
     MaskedSequence,
     MaskedToken,
-    Prompts,
     RandomModel,
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
@@ -50,7 +49,7 @@ from cipo_jax.update.microbatch import row_logprobs
 from cipo_jax.update.scorer import make_scorer
 from cipo_jax.update.train_step import abstract_state, init_state, make_train_step
 from cipo_jax.verify.verdict import NumberReference
-from tests.run.one_step import Batches, figures
+from tests.run.one_step import PROMPTS, Batches, figures
 
 pytestmark = pytest.mark.slow
 
@@ -59,10 +58,7 @@ CFG = Config(
     name="test",
     model=RandomModel(),
     tasks=GeneratedTask(),
-    prompts=Prompts(
-        max_prompt_tokens=64, max_attempt_tokens=64, max_correction_prompt_tokens=288,
-        correction_template="attempt_first",
-    ),
+    prompts=PROMPTS,
     sampling=Sampling(samples_per_prompt=8, max_new_tokens=NEW_TOKENS),
     correction=Correction(drop_truncated_anchors=False),
     optimizer=config.AdamW(learning_rate=1e-2),

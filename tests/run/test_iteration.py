@@ -16,7 +16,6 @@ from cipo_jax.config import (
     Config,
     Correction,
     GeneratedTask,
-    Prompts,
     RandomModel,
     Sampling,
     Train,
@@ -29,16 +28,13 @@ from cipo_jax.tasks.problem import Problem
 from cipo_jax.text.tokenizer import byte_tokenizer
 from cipo_jax.verify.judge import InlineJudge
 from cipo_jax.verify.verdict import NumberReference, Status, Verdict, unknown
-from tests.run.one_step import Batches, figures
+from tests.run.one_step import PROMPTS, Batches, figures
 
 CFG = Config(
     name="test",
     model=RandomModel(),
     tasks=GeneratedTask(),
-    prompts=Prompts(
-        max_prompt_tokens=64, max_attempt_tokens=64, max_correction_prompt_tokens=288,
-        correction_template="attempt_first",
-    ),
+    prompts=PROMPTS,
     sampling=Sampling(samples_per_prompt=8, max_new_tokens=48),
     correction=Correction(drop_truncated_anchors=False),
     train=Train(row_tokens=512, compute_dtype="float32"),

@@ -20,8 +20,6 @@ import pytest
 
 from tests import ROOT
 
-pytestmark = pytest.mark.slow
-
 SMOKE = ROOT / "configs" / "smoke.yaml"
 # Runs after the first find their programs compiled.
 CACHE = tempfile.TemporaryDirectory(prefix="cipo-test-compiled-")
@@ -144,6 +142,7 @@ def test_what_is_undefined_is_null_and_not_zero(unbroken: Path) -> None:
         assert (line["correction/retention"] is None) == (defined in (None, 0.0))
 
 
+@pytest.mark.slow
 def test_the_resolved_config_runs_again_and_repeats_the_run(unbroken: Path, tmp_path: Path) -> None:
     finished = train(tmp_path, config=unbroken / "config.yaml")
     assert finished.returncode == 0, finished.stderr
@@ -154,6 +153,7 @@ def test_the_resolved_config_runs_again_and_repeats_the_run(unbroken: Path, tmp_
     assert figures(tmp_path / "other") != figures(unbroken)
 
 
+@pytest.mark.slow
 def test_two_steps_a_new_process_and_two_more_are_four(unbroken: Path, tmp_path: Path) -> None:
     assert train(tmp_path, "--train.steps", "2").returncode == 0
     assert len(metrics(tmp_path)) == 2
@@ -165,6 +165,7 @@ def test_two_steps_a_new_process_and_two_more_are_four(unbroken: Path, tmp_path:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(tmp_path: Path) -> None:
     """The run continues from the checkpoint before, and counts on from there."""
     options = ("--train.steps", "3", "--checkpoint.every", "1", "--checkpoint.keep", "3")
@@ -185,6 +186,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(tmp_path: Path) -
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_evaluations_are_those_of_the_unbroken_run(tmp_path: Path) -> None:
     """Stopped at a step that is due for an evaluation, before it; the resumed run makes it up."""
     every = ("--evaluation.every", "2")
@@ -203,6 +205,7 @@ def test_evaluations_are_those_of_the_unbroken_run(tmp_path: Path) -> None:
     assert found("parts") == found("whole")
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_exits_well(unbroken: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(tmp_path, "--train.steps", "1000"),
@@ -225,6 +228,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_well(unbroken: Path, tmp_path:
     assert figures(tmp_path)[:compared] == figures(unbroken)[:compared]
 
 
+@pytest.mark.slow
 def test_without_corrections_a_run_is_plain_grpo_bit_for_bit(tmp_path: Path) -> None:
     """phi = 0 samples no corrections; lambda_c = 0 samples them and trains on none. Both must give
     the parameters of the other, and the same base rollouts; the joint loss must not."""
@@ -246,6 +250,7 @@ def test_without_corrections_a_run_is_plain_grpo_bit_for_bit(tmp_path: Path) -> 
     assert all(line["anchors/count"] == 0 for line in metrics(tmp_path / "phi"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_path: Path) -> None:
     finished = train(
         tmp_path, "--train.steps", "4", "--optimizer.learning-rate", "1e15",
@@ -270,6 +275,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_sampler_at_another_temperature_trips_parity(unbroken: Path, tmp_path: Path) -> None:
     """With the fault put in, `stop` ends the run before the first update, with the evidence; `warn`
     says so, and trains as if nothing had been asked."""
@@ -312,6 +318,7 @@ def test_a_sampler_at_another_temperature_trips_parity(unbroken: Path, tmp_path:
     assert not (unbroken / "parity").exists()
 
 
+@pytest.mark.slow
 def test_verdicts_that_are_all_unknown_stop_the_run(tmp_path: Path) -> None:
     """A deadline that no judgement can meet makes every verdict unknown."""
     data = tmp_path / "problems.jsonl"
@@ -344,6 +351,7 @@ def test_verdicts_that_are_all_unknown_stop_the_run(tmp_path: Path) -> None:
     ],
     ids=["long-prompt", "mesh", "unknown-field", "bad-value", "unknown-preset"],
 )
+@pytest.mark.slow
 def test_bad_input_is_one_clear_line(overrides: tuple[str, ...], says: str, tmp_path: Path) -> None:
     finished = train(tmp_path, *overrides)
     assert finished.returncode == 2
@@ -364,6 +372,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused() -> None:
         check_divisible(changed, make_mesh(changed.mesh))
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_left_alone(unbroken: Path) -> None:
     before = (unbroken / "metrics.jsonl").read_bytes()
     finished = train(unbroken, "--train.steps", "4", "--sampling.temperature", "0.5")
@@ -372,6 +381,7 @@ def test_a_folder_with_another_run_is_left_alone(unbroken: Path) -> None:
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_programs_are_judged_in_the_sandbox_and_trained_on(tmp_path: Path) -> None:
     """The code config end to end, with a random model in the place of the pretrained one."""
     finished = train(
@@ -395,6 +405,7 @@ def test_programs_are_judged_in_the_sandbox_and_trained_on(tmp_path: Path) -> No
     assert "wrong" in regraded.stdout
 
 
+@pytest.mark.slow
 def test_a_profile_is_a_trace_of_the_second_step(tmp_path: Path) -> None:
     done = train(tmp_path, "--train.steps", "2", "--evaluation.problems", "2", "--profile")
     assert done.returncode == 0, done.stderr
